@@ -1,0 +1,25 @@
+//! The RADclock, with no I/O and no Xen.
+//!
+//! A clock here is two separate things: a raw counter that nobody adjusts, and a few parameters that turn a
+//! reading of it into time. The path of the data through this crate, in order:
+//!
+//! [`stamp`] (one exchange with a server) → [`sync`] (the synchronisation algorithm) → [`clock`] (its result:
+//! parameters with an error bound) → [`page`] (how they are laid out in shared memory) → [`reader`] (a counter
+//! reading turned into time, or an error). [`compose`] moves parameters from one counter to another;
+//! [`seqcount`] is the rule by which a page is written and read at once; [`report`] is what a daemon says of itself.
+//!
+//! Everything but [`stamp`], [`sync`] and [`report`] works without the standard library.
+#![cfg_attr(not(feature = "std"), no_std)]
+
+pub mod clock;
+pub mod compose;
+pub mod page;
+pub mod reader;
+#[cfg(feature = "serde")]
+pub mod report;
+pub mod seqcount;
+#[cfg(feature = "std")]
+pub mod stamp;
+#[cfg(feature = "std")]
+pub mod sync;
+pub mod time;

@@ -1,0 +1,1 @@
+//! The guest time API for C.
