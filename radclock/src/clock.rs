@@ -43,7 +43,7 @@ impl Period {
         self.frac as f64 / 2f64.powi(64 + i32::from(self.shift))
     }
 
-    /// How long so many counts take, rounded towards minus infinity.
+    /// How long so many counts take, rounded towards minus infinity. `shift` must be in range.
     #[inline]
     pub const fn span(self, counts: i64) -> Span {
         Span::from_frac((counts as i128 * self.frac as i128) >> self.shift)
@@ -104,19 +104,35 @@ pub struct Clock {
 }
 
 impl Clock {
-    /// The time at a counter reading, before or after the reference.
+    /// The time at a counter reading, before or after the reference, rounded down; the nearest end of the range if
+    /// that lies outside of it, which [`Clock::reading_at`] tells apart.
     #[inline]
     pub const fn time_at(&self, counter: Counter) -> Timestamp {
         self.time.saturating_add(self.period.span(counter.since(self.counter)))
     }
 
-    /// The bound on the error of [`Clock::time_at`] at a counter reading, rounded up.
+    /// The bound on the error of [`Clock::time_at`] at a counter reading, rounded up, or [`Span::MAX`].
     #[inline]
     pub const fn max_error_at(&self, counter: Counter) -> Span {
-        let age = counter.since(self.counter).unsigned_abs();
-        let growth = ((age as u128 * self.period_max_error as u128) >> self.period.shift) + 1;
-        // 2^64 / 10^9 rounded up, so that the bound is, too.
-        let bound = self.max_error_nanos as u128 * 18_446_744_074 + growth;
+        // 2^64 / 10^9 rounded up, so that the bound is, too; and one unit for what `time_at` rounds off.
+        let reference = self.max_error_nanos as u128 * 18_446_744_074 + 1;
+        let bound = reference + self.growth_over(counter.since(self.counter).unsigned_abs());
         Span::from_frac(if bound > i128::MAX as u128 { i128::MAX } else { bound as i128 })
+    }
+
+    /// [`Clock::time_at`] and [`Clock::max_error_at`], or nothing if either lies outside of its range.
+    #[inline]
+    pub const fn reading_at(&self, counter: Counter) -> Option<(Timestamp, Span)> {
+        let max_error = self.max_error_at(counter);
+        match self.time.checked_add(self.period.span(counter.since(self.counter))) {
+            Some(time) if max_error.as_frac() != i128::MAX => Some((time, max_error)),
+            _ => None,
+        }
+    }
+
+    /// What the error of the period adds to the bound over so many counts, rounded up, units of 2⁻⁶⁴ s.
+    #[inline]
+    pub(crate) const fn growth_over(&self, counts: u64) -> u128 {
+        ((counts as u128 * self.period_max_error as u128) >> self.period.shift) + 1
     }
 }

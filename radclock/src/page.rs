@@ -222,6 +222,9 @@ pub enum PageError {
     /// A period of zero, or a shift out of range.
     #[error("impossible counter period")]
     Period,
+    /// A time in TAI from which its offset to UTC cannot be subtracted.
+    #[error("impossible time")]
+    Time,
     /// The page claims no bound on its error, so a time read from it would have none.
     #[error("the page gives no bound on its error")]
     NoBound,
@@ -276,7 +279,16 @@ impl Page {
 
     /// The extension, if this page has one that is known here. QEMU's and Firecracker's pages have none.
     pub fn extension(&self) -> Option<&Extension> {
-        (self.ext.magic.get() == EXTENSION_MAGIC && self.ext.version.get() == EXTENSION_VERSION).then_some(&self.ext)
+        self.ext.is_known(self.abi.size.get()).then_some(&self.ext)
+    }
+}
+
+impl Extension {
+    /// Whether this is an extension of the version known here, in a page of so many bytes.
+    pub(crate) fn is_known(&self, size: u32) -> bool {
+        size as usize >= EXTENSION_OFFSET + size_of::<Extension>()
+            && self.magic.get() == EXTENSION_MAGIC
+            && self.version.get() == EXTENSION_VERSION
     }
 }
 
@@ -289,7 +301,8 @@ impl VmclockAbi {
         if self.version.get() != VMCLOCK_VERSION {
             return Err(PageError::Version(self.version.get()));
         }
-        if (self.size.get() as usize) < size_of::<VmclockAbi>() {
+        // The first kernels' structure ends before this field, which no reader needs.
+        if (self.size.get() as usize) < offset_of!(VmclockAbi, vm_generation_counter) {
             return Err(PageError::Size(self.size.get()));
         }
         Ok(())
@@ -320,7 +333,9 @@ impl VmclockAbi {
             Period::new(self.counter_period_frac_sec.get(), self.counter_period_shift).ok_or(PageError::Period)?;
         let secs = match (self.time_type, self.tai_offset()) {
             (TIME_UTC, _) => self.time_sec.get(),
-            (TIME_TAI, Some(offset)) => self.time_sec.get().saturating_add_signed(-i64::from(offset)),
+            (TIME_TAI, Some(offset)) => {
+                self.time_sec.get().checked_add_signed(-i64::from(offset)).ok_or(PageError::Time)?
+            }
             (other, _) => return Err(PageError::TimeType(other)),
         };
         Ok(Clock {

@@ -24,7 +24,7 @@ impl Counter {
     }
 }
 
-/// A signed span of time in units of 2⁻⁶⁴ s. Range ±2⁶³ s.
+/// A signed span of time in units of 2⁻⁶⁴ s. Range ±2⁶³ s, at whose ends the operators saturate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct Span(i128);
 
@@ -46,9 +46,8 @@ impl Span {
 
     /// From whole nanoseconds, rounded to the nearest unit.
     pub const fn from_nanos(nanos: i64) -> Span {
-        let scaled = (nanos as i128) << 64;
-        let half = (NANOS_PER_SEC / 2) as i128;
-        Span((scaled + if nanos < 0 { -half } else { half }) / NANOS_PER_SEC as i128)
+        let units = nanos_to_units(nanos.unsigned_abs()) as i128;
+        Span(if nanos < 0 { -units } else { units })
     }
 
     /// From whole seconds.
@@ -93,6 +92,11 @@ impl Span {
     }
 }
 
+/// Nearest units of 2⁻⁶⁴ s. The product stays below 2¹²⁸ − 2⁶⁴, which leaves room for the half.
+const fn nanos_to_units(nanos: u64) -> u128 {
+    (((nanos as u128) << 64) + NANOS_PER_SEC as u128 / 2) / NANOS_PER_SEC as u128
+}
+
 const fn saturate(value: i128) -> i64 {
     if value > i64::MAX as i128 {
         i64::MAX
@@ -106,14 +110,14 @@ const fn saturate(value: i128) -> i64 {
 impl Add for Span {
     type Output = Span;
     fn add(self, other: Span) -> Span {
-        Span(self.0 + other.0)
+        self.saturating_add(other)
     }
 }
 
 impl Sub for Span {
     type Output = Span;
     fn sub(self, other: Span) -> Span {
-        Span(self.0 - other.0)
+        Span(self.0.saturating_sub(other.0))
     }
 }
 
@@ -132,7 +136,7 @@ impl SubAssign for Span {
 impl Neg for Span {
     type Output = Span;
     fn neg(self) -> Span {
-        Span(-self.0)
+        Span(self.0.saturating_neg())
     }
 }
 
@@ -147,9 +151,10 @@ impl Timestamp {
         Timestamp(((secs as u128) << 64) | frac as u128)
     }
 
-    /// From seconds and nanoseconds (more than a second of nanoseconds carries over).
+    /// From seconds and nanoseconds, rounded to the nearest unit (more than a second of nanoseconds carries over),
+    /// or the end of the range.
     pub const fn from_unix(secs: u64, nanos: u64) -> Timestamp {
-        Timestamp(((secs as u128) << 64) + Span::from_nanos(nanos as i64).0 as u128)
+        Timestamp(((secs as u128) << 64).saturating_add(nanos_to_units(nanos)))
     }
 
     /// Units of 2⁻⁶⁴ s since 1970.
@@ -181,6 +186,14 @@ impl Timestamp {
     pub const fn as_nanos(self) -> u64 {
         let nanos = self.secs() as u128 * NANOS_PER_SEC as u128 + self.subsec_nanos() as u128;
         if nanos > u64::MAX as u128 { u64::MAX } else { nanos as u64 }
+    }
+
+    /// The instant `span` later (earlier if negative), or nothing outside of the range.
+    pub const fn checked_add(self, span: Span) -> Option<Timestamp> {
+        match self.0.checked_add_signed(span.0) {
+            Some(units) => Some(Timestamp(units)),
+            None => None,
+        }
     }
 
     /// The instant `span` later, or the nearest end of the range.
