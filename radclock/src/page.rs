@@ -42,6 +42,13 @@ impl CounterId {
     pub const INVALID: CounterId = CounterId(0xff);
 }
 
+/// `leap_indicator`: a leap second is inserted at the end of this month.
+pub const LEAP_PRE_POS: u8 = 1;
+/// `leap_indicator`: a second is left out at the end of this month.
+pub const LEAP_PRE_NEG: u8 = 2;
+/// `leap_indicator`: an inserted leap second is in progress.
+pub const LEAP_POS: u8 = 3;
+
 /// `time_type`: seconds since 1970 in UTC.
 pub const TIME_UTC: u8 = 0;
 /// `time_type`: seconds since 1970 in TAI.
@@ -100,7 +107,7 @@ pub struct VmclockAbi {
     pub leap_second_smearing_hint: u8,
     /// TAI − UTC, seconds, two's complement.
     pub tai_offset_sec: U16,
-    /// vmclock's `VMCLOCK_LEAP_*`.
+    /// vmclock's `VMCLOCK_LEAP_*`: [`LEAP_PRE_POS`] and the like, 0 for none.
     pub leap_indicator: u8,
     /// Shift of the period and of its errors.
     pub counter_period_shift: u8,
@@ -190,7 +197,7 @@ pub struct Content {
     pub disruption: Flags,
     /// TAI − UTC in seconds, if known.
     pub tai_offset: Option<i16>,
-    /// vmclock's `VMCLOCK_LEAP_*`.
+    /// vmclock's `VMCLOCK_LEAP_*`: [`LEAP_PRE_POS`] and the like, 0 for none.
     pub leap_indicator: u8,
     /// See [`Extension::host_id`].
     pub host_id: [u8; 16],

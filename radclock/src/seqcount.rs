@@ -98,18 +98,7 @@ impl SharedPage {
 
     /// A consistent copy of the whole page.
     pub fn snapshot(&self) -> Result<Page, Busy> {
-        let (seq, words) = self.read(|page| {
-            let mut words = [0u64; PAGE_SIZE / size_of::<u64>()];
-            for (copy, word) in words[BODY_OFFSET / size_of::<u64>()..].iter_mut().zip(&page.body) {
-                *copy = word.load(Ordering::Relaxed);
-            }
-            (page.head.each_ref().map(|word| word.load(Ordering::Relaxed)), words)
-        })?;
-        let mut page: Page = zerocopy::transmute!(words);
-        for (copy, word) in page.as_mut_bytes().chunks_exact_mut(size_of::<u32>()).zip(seq) {
-            copy.copy_from_slice(&word.to_ne_bytes());
-        }
-        Ok(page)
+        self.read(|page| zerocopy::transmute!(page.words::<0, { PAGE_SIZE / size_of::<u64>() }>()))
     }
 
     /// Runs `load` until no write fell into it. It may run on a half-written page, so it only loads.
@@ -124,17 +113,18 @@ impl SharedPage {
         Err(Busy)
     }
 
-    /// The little-endian word at a byte offset before `seq_count`.
+    /// `N` words of 8 bytes from a byte offset, as they stand in memory; for use inside of [`SharedPage::read`].
     #[inline]
-    pub(crate) fn u32_at<const OFFSET: usize>(&self) -> u32 {
-        const { assert!(OFFSET < SEQ * size_of::<u32>() && OFFSET.is_multiple_of(size_of::<u32>())) };
-        u32::from_le(self.head[OFFSET / size_of::<u32>()].load(Ordering::Relaxed))
-    }
-
-    /// The little-endian word at a byte offset behind `seq_count`.
-    #[inline]
-    pub(crate) fn u64_at<const OFFSET: usize>(&self) -> u64 {
-        const { assert!(OFFSET >= BODY_OFFSET && OFFSET < PAGE_SIZE && OFFSET.is_multiple_of(size_of::<u64>())) };
-        u64::from_le(self.body[(OFFSET - BODY_OFFSET) / size_of::<u64>()].load(Ordering::Relaxed))
+    pub(crate) fn words<const OFFSET: usize, const N: usize>(&self) -> [u64; N] {
+        const { assert!(OFFSET.is_multiple_of(size_of::<u64>()) && OFFSET / size_of::<u64>() + N <= PAGE_SIZE / 8) };
+        core::array::from_fn(|i| {
+            let word = OFFSET / size_of::<u64>() + i;
+            match word.checked_sub(BODY_OFFSET / size_of::<u64>()) {
+                Some(word) => self.body[word].load(Ordering::Relaxed),
+                None => {
+                    zerocopy::transmute!([2 * word, 2 * word + 1].map(|half| self.head[half].load(Ordering::Relaxed)))
+                }
+            }
+        })
     }
 }
