@@ -1,0 +1,83 @@
+//! Programs on the build machine: with their output, a time limit, and an end at the latest with the lab's own.
+
+use std::ffi::OsString;
+use std::process::Output;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use nix::sys::prctl;
+use nix::sys::signal::{Signal, killpg};
+use nix::unistd::Pid;
+
+use crate::wait;
+
+/// A program with its arguments: `expression("ls", ["-l"])`.
+///
+/// It is in its own process group (Ctrl-C is the lab's business) and is killed when the thread that starts it ends.
+pub fn expression<A: Into<OsString>>(program: &str, args: impl IntoIterator<Item = A>) -> duct::Expression {
+    duct::cmd(program, args).stdin_null().unchecked().before_spawn(|command| {
+        std::os::unix::process::CommandExt::process_group(command, 0);
+        // SAFETY: prctl is async-signal-safe, and nothing else happens between fork and exec.
+        unsafe {
+            std::os::unix::process::CommandExt::pre_exec(command, || {
+                prctl::set_pdeathsig(Signal::SIGKILL)?;
+                Ok(())
+            });
+        }
+        Ok(())
+    })
+}
+
+/// Runs it to its end, whatever its exit status. Ends it, and what it started, when `limit` has passed.
+pub fn output(what: &str, expression: &duct::Expression, limit: Duration) -> Result<Output> {
+    let handle =
+        expression.stdout_capture().stderr_capture().start().with_context(|| format!("cannot start {what}"))?;
+    let start = Instant::now();
+    loop {
+        if let Some(output) = handle.wait_timeout(Duration::from_millis(100))? {
+            return Ok(output.clone());
+        }
+        let interrupted = wait::check();
+        if interrupted.is_err() || start.elapsed() > limit {
+            end(&handle);
+            interrupted?;
+            bail!("{what} took more than {} s", limit.as_secs());
+        }
+    }
+}
+
+/// Kills a program that holds nothing worth saving, and waits for its end.
+pub fn kill(handle: &duct::Handle) {
+    let _ = handle.kill();
+    let _ = handle.wait();
+}
+
+/// Ends a program and what it started: asks first, so that it can clean up.
+fn end(handle: &duct::Handle) {
+    for signal in [Signal::SIGTERM, Signal::SIGKILL] {
+        for pid in handle.pids() {
+            let _ = killpg(Pid::from_raw(pid as i32), signal);
+        }
+        if let Ok(Some(_)) = handle.wait_timeout(Duration::from_secs(5)) {
+            return;
+        }
+    }
+}
+
+/// Runs it and gives its standard output; a failure is an error that ends with what it printed.
+pub fn run(what: &str, expression: &duct::Expression, limit: Duration) -> Result<String> {
+    let output = output(what, expression, limit)?;
+    success(what, &output)
+}
+
+/// The standard output of a program that succeeded, or an error that ends with what it printed.
+pub fn success(what: &str, output: &Output) -> Result<String> {
+    let stdout = String::from_utf8_lossy(&output.stdout).into_owned();
+    if output.status.success() {
+        return Ok(stdout);
+    }
+    let said = format!("{stdout}{}", String::from_utf8_lossy(&output.stderr));
+    let lines: Vec<&str> = said.lines().collect();
+    let tail = lines[lines.len().saturating_sub(30)..].join("\n");
+    bail!("{what} failed ({}):\n{tail}", output.status);
+}

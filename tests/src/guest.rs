@@ -1,0 +1,104 @@
+//! Guests on a host: created by `xl`, reached through their console.
+
+use std::process::Output;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+
+use crate::command;
+use crate::host::{COMMAND_LIMIT, Host};
+
+/// How a guest is virtualised.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Paravirtual: page tables and privileged instructions by hypercall.
+    Pv,
+    /// In hardware (here emulated) virtualisation, without a device model.
+    Pvh,
+}
+
+impl Kind {
+    /// As `xl` calls it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Kind::Pv => "pv",
+            Kind::Pvh => "pvh",
+        }
+    }
+}
+
+/// A guest on a host. It goes with its host unless destroyed before.
+pub struct Guest<'host> {
+    host: &'host Host,
+    name: String,
+    kind: Kind,
+}
+
+impl Host {
+    /// Creates a guest; it boots while this returns. [`Guest::run`] waits for it.
+    pub fn create(&self, name: &str, kind: Kind) -> Result<Guest<'_>> {
+        self.run(&format!("guest-create {name} {}", kind.name()))?;
+        Ok(Guest { host: self, name: name.to_owned(), kind })
+    }
+}
+
+impl Guest<'_> {
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Its kind.
+    pub fn kind(&self) -> Kind {
+        self.kind
+    }
+
+    /// Its number on the host, a new one after each reboot.
+    pub fn domid(&self) -> Result<u16> {
+        Ok(self.host.run(&format!("xl domid {}", self.name))?.trim().parse()?)
+    }
+
+    /// Runs a shell command in the guest and gives its standard output. It is an error if it fails.
+    pub fn run(&self, shell: &str) -> Result<String> {
+        command::success(&format!("{}: {shell}", self.name), &self.output(shell, COMMAND_LIMIT)?)
+    }
+
+    /// Runs a shell command in the guest to its end within `limit`, whatever its exit status.
+    pub fn output(&self, shell: &str, limit: Duration) -> Result<Output> {
+        self.host.output(&self.shell_line(shell)?, limit)
+    }
+
+    /// A shell command in the guest, not yet started.
+    pub fn expression(&self, shell: &str) -> Result<duct::Expression> {
+        Ok(self.host.expression(&self.shell_line(shell)?))
+    }
+
+    fn shell_line(&self, shell: &str) -> Result<String> {
+        Ok(format!("guest {} {}", self.name, shlex::try_quote(shell)?))
+    }
+
+    /// Reboots it from outside. Afterwards it is a new domain of the same name.
+    pub fn reboot(&self) -> Result<()> {
+        let old = self.domid()?;
+        self.host.run(&format!("xl reboot {}", self.name))?;
+        let what = format!("{} to reboot", self.name);
+        crate::wait::until(&what, COMMAND_LIMIT, || Ok(self.domid().is_ok_and(|domid| domid != old).then_some(())))
+    }
+
+    /// Ends it at once, and waits until Xen knows nothing of it.
+    pub fn destroy(self) -> Result<()> {
+        let domid = self.domid()?;
+        self.host.run(&format!("xl destroy {domid}"))?;
+        let what = format!("{} to be gone", self.name);
+        crate::wait::until(&what, COMMAND_LIMIT, || {
+            let list = self.host.output(&format!("xl list {domid}"), COMMAND_LIMIT)?;
+            Ok((!list.status.success()).then_some(()))
+        })
+    }
+
+    /// What its kernel and the agent said on its console.
+    pub fn console_log(&self) -> Result<String> {
+        let path = format!("/var/log/xen/console/guest-{}.log", self.name);
+        self.host.run(&format!("cat {path}")).with_context(|| format!("the log of {}", self.name))
+    }
+}

@@ -1,0 +1,218 @@
+//! A Xen host: QEMU in emulation with Xen 4.17 and a Debian Dom0. Commands go to Dom0 over ssh on loopback.
+
+use std::ffi::OsString;
+use std::fs::{self, File};
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::Output;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+
+use crate::artefacts::Artefacts;
+use crate::cache::RunDir;
+use crate::command::{self, expression};
+use crate::ntp::NtpServer;
+use crate::payload::Payload;
+use crate::progress::Step;
+use crate::wait;
+
+const XEN_OPTIONS: &str = "console=com1 com1=115200,8n1 dom0_mem=1200M,max:1200M spec-ctrl=no guest_loglvl=all";
+const DOM0_OPTIONS: &str = "console=hvc0 quiet net.ifnames=0 panic=-1 mitigations=off";
+/// Without smap and smep, which Xen's Dom0 does not survive in QEMU 7.2; without la57, pku and pks for speed.
+const CPU: &str = "max,-smap,-smep,-la57,-pku,-pks";
+const BOOT_LIMIT: Duration = Duration::from_secs(180);
+/// For a command in Dom0 that names no other limit.
+pub const COMMAND_LIMIT: Duration = Duration::from_secs(120);
+
+/// A running host with its NTP server. All of it ends when dropped.
+pub struct Host {
+    dir: PathBuf,
+    master: duct::Handle,
+    qemu: duct::Handle,
+    ntp: NtpServer,
+}
+
+impl Host {
+    /// Boots a host, up to a Dom0 that takes commands, and starts an NTP server for it on the build machine.
+    pub fn boot(artefacts: &Artefacts, payload: &Payload, run: &RunDir) -> Result<Host> {
+        let dir = run.host_dir()?;
+        let step = Step::begin("Booting Xen and Dom0");
+        let ntp = NtpServer::start(&dir)?;
+        let key = dir.join("key");
+        let keygen =
+            ["-q", "-t", "ed25519", "-N", "", "-f"].map(OsString::from).into_iter().chain([key.clone().into()]);
+        command::run("ssh-keygen", &expression("ssh-keygen", keygen), COMMAND_LIMIT)?;
+        let disk = payload.write_disk(artefacts, &fs::read_to_string(key.with_extension("pub"))?, &dir)?;
+        // Free now; nobody else on this machine is likely to take it within the second.
+        let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
+        write_ssh_config(&dir, port)?;
+        let qemu = start_qemu(artefacts, &disk, port, &dir)?;
+        let starting = Starting { qemu: &qemu, dir: &dir };
+        starting.wait_for_dom0(&step)?;
+        let master = ssh_expression(&dir, ["-M", "-N"], None)
+            .stderr_path(dir.join("ssh.log"))
+            .start()
+            .context("cannot start ssh")?;
+        let host = Host { dir, master, qemu, ntp };
+        wait::until("Dom0's sshd", Duration::from_secs(60), || {
+            if host.master.try_wait()?.is_some() {
+                bail!("ssh ended:\n{}", fs::read_to_string(host.dir.join("ssh.log"))?);
+            }
+            Ok(host.dir.join("ssh").exists().then_some(()))
+        })?;
+        step.done();
+        Ok(host)
+    }
+
+    /// Runs a shell command in Dom0 and gives its standard output. It is an error if it fails.
+    pub fn run(&self, shell: &str) -> Result<String> {
+        command::success(shell, &self.output(shell, COMMAND_LIMIT)?)
+    }
+
+    /// Runs a shell command in Dom0 to its end within `limit`, whatever its exit status.
+    pub fn output(&self, shell: &str, limit: Duration) -> Result<Output> {
+        command::output(shell, &ssh_expression(&self.dir, [], Some(shell)), limit)
+    }
+
+    /// A shell command in Dom0, not yet started.
+    pub fn expression(&self, shell: &str) -> duct::Expression {
+        ssh_expression(&self.dir, [], Some(shell))
+    }
+
+    /// Writes a file in Dom0.
+    pub fn write(&self, path: &str, content: &str) -> Result<()> {
+        let cat = format!("cat > {}", shlex::try_quote(path)?);
+        let expression = ssh_expression(&self.dir, [], Some(&cat)).stdin_bytes(content);
+        command::run(&cat, &expression, COMMAND_LIMIT).map(drop)
+    }
+
+    /// What Xen and Dom0's kernel said on the serial line.
+    pub fn console_log(&self) -> Result<String> {
+        console_log(&self.dir)
+    }
+
+    /// The NTP server: Dom0 reaches it as 10.0.2.2 on this port.
+    pub fn ntp_port(&self) -> u16 {
+        self.ntp.port()
+    }
+
+    /// QEMU's process id on the build machine.
+    pub fn qemu_pid(&self) -> u32 {
+        self.qemu.pids()[0]
+    }
+
+    /// For a person: `ssh -F` this file `dom0`.
+    pub fn ssh_config(&self) -> PathBuf {
+        self.dir.join("ssh_config")
+    }
+
+    /// An interactive shell in Dom0 on this process's terminal. Returns when it ends.
+    pub fn shell(&self) -> Result<()> {
+        std::process::Command::new("ssh").arg("-F").arg(self.ssh_config()).args(["-t", "dom0"]).status()?;
+        Ok(())
+    }
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        command::kill(&self.master);
+        command::kill(&self.qemu);
+    }
+}
+
+/// A host of which only QEMU is there.
+struct Starting<'a> {
+    qemu: &'a duct::Handle,
+    dir: &'a Path,
+}
+
+impl Starting<'_> {
+    fn wait_for_dom0(&self, step: &Step) -> Result<()> {
+        let booted = wait::until("Dom0", BOOT_LIMIT, || {
+            if self.qemu.try_wait()?.is_some() {
+                bail!("QEMU ended:\n{}", fs::read_to_string(self.dir.join("qemu.log"))?);
+            }
+            let log = console_log(self.dir)?;
+            step.detail(log.lines().last().unwrap_or_default());
+            Ok(log.contains("lab: ready").then_some(()))
+        });
+        booted.inspect_err(|_| command::kill(self.qemu)).with_context(|| {
+            let log = console_log(self.dir).unwrap_or_default();
+            let lines: Vec<&str> = log.lines().collect();
+            format!("the host does not boot; its last words:\n{}", lines[lines.len().saturating_sub(30)..].join("\n"))
+        })
+    }
+}
+
+fn console_log(dir: &Path) -> Result<String> {
+    Ok(String::from_utf8_lossy(&fs::read(dir.join("console.log"))?).replace('\r', ""))
+}
+
+fn start_qemu(artefacts: &Artefacts, disk: &Path, port: u16, dir: &Path) -> Result<duct::Handle> {
+    let show = |path: &Path| path.display().to_string();
+    let log = dir.join("console.log");
+    File::create(&log)?;
+    let arguments = [
+        "-nodefaults".to_owned(),
+        "-display".to_owned(),
+        "none".to_owned(),
+        "-no-reboot".to_owned(),
+        // The memory is shared so that the lab can look for a probe's page in it.
+        "-machine".to_owned(),
+        "pc,memory-backend=ram".to_owned(),
+        "-object".to_owned(),
+        "memory-backend-memfd,id=ram,size=4G,share=on".to_owned(),
+        "-m".to_owned(),
+        "4G".to_owned(),
+        "-smp".to_owned(),
+        "2".to_owned(),
+        "-cpu".to_owned(),
+        CPU.to_owned(),
+        "-nic".to_owned(),
+        format!("user,model=virtio-net-pci,hostfwd=tcp:127.0.0.1:{port}-:22"),
+        "-drive".to_owned(),
+        format!("file={},if=virtio,format=raw,snapshot=on", show(&artefacts.root)),
+        "-drive".to_owned(),
+        format!("file={},if=virtio,format=raw,readonly=on", show(disk)),
+        "-serial".to_owned(),
+        format!("file:{}", show(&log)),
+        "-kernel".to_owned(),
+        show(&artefacts.xen),
+        "-append".to_owned(),
+        XEN_OPTIONS.to_owned(),
+        "-initrd".to_owned(),
+        format!("{} {DOM0_OPTIONS},{}", show(&artefacts.kernel), show(&artefacts.initramfs)),
+    ];
+    expression("qemu-system-x86_64", arguments)
+        .env("TMPDIR", dir)
+        .stderr_to_stdout()
+        .stdout_path(dir.join("qemu.log"))
+        .start()
+        .context("cannot start QEMU")
+}
+
+fn write_ssh_config(dir: &Path, port: u16) -> Result<()> {
+    let lines = [
+        "Host dom0".to_owned(),
+        "HostName 127.0.0.1".to_owned(),
+        format!("Port {port}"),
+        "User root".to_owned(),
+        format!("IdentityFile {}", dir.join("key").display()),
+        "IdentitiesOnly yes".to_owned(),
+        format!("ControlPath {}", dir.join("ssh").display()),
+        "StrictHostKeyChecking no".to_owned(),
+        "UserKnownHostsFile /dev/null".to_owned(),
+        "LogLevel ERROR".to_owned(),
+        "ConnectTimeout 60".to_owned(),
+    ];
+    Ok(fs::write(dir.join("ssh_config"), lines.join("\n") + "\n")?)
+}
+
+fn ssh_expression<const N: usize>(dir: &Path, options: [&str; N], shell: Option<&str>) -> duct::Expression {
+    let mut arguments: Vec<OsString> = vec!["-F".into(), dir.join("ssh_config").into()];
+    arguments.extend(options.map(OsString::from));
+    arguments.push("dom0".into());
+    arguments.extend(shell.map(OsString::from));
+    expression("ssh", arguments)
+}

@@ -1,0 +1,172 @@
+//! What this project builds, put where a host finds it: a second disk for Dom0, with the guests' kernel and initramfs.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+
+use crate::artefacts::{Artefacts, ext4_image};
+use crate::command::{expression, run};
+use crate::initramfs::Initramfs;
+use crate::progress::Step;
+
+const LIMIT: Duration = Duration::from_secs(1800);
+const DRIVER: &str = "xen-radclockfront.ko";
+
+/// Packages of the workspace whose programs run in the lab's domains.
+const PACKAGES: &[&str] = &["xen-backend", "xenstore-tools", "radclock-cli", "lab-agent"];
+/// The lab's own part of them.
+const BARE_PACKAGES: &[&str] = &["lab-agent"];
+
+/// What to put on the disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Parts {
+    /// Everything.
+    All,
+    /// Only what the lab itself needs: hosts and guests without a shared clock.
+    Bare,
+}
+
+/// The built parts.
+pub struct Payload {
+    programs: BTreeMap<String, PathBuf>,
+    driver: Option<PathBuf>,
+}
+
+impl Payload {
+    /// Builds the parts: static programs, and the driver for the guests' kernel.
+    pub fn build(artefacts: &Artefacts, parts: Parts) -> Result<Payload> {
+        let step = Step::begin("Building the programs");
+        let packages = if parts == Parts::All { PACKAGES } else { BARE_PACKAGES };
+        let programs = build_programs(packages)?;
+        step.done();
+        let driver = match parts {
+            Parts::Bare => None,
+            Parts::All => {
+                let step = Step::begin(format!("Building the driver for Linux {}", artefacts.release));
+                let driver = build_driver(&artefacts.release)?;
+                step.done();
+                Some(driver)
+            }
+        };
+        Ok(Payload { programs, driver })
+    }
+
+    /// A program by its name.
+    pub fn program(&self, name: &str) -> Result<&Path> {
+        self.programs.get(name).map(PathBuf::as_path).with_context(|| format!("no program called {name} was built"))
+    }
+
+    /// Writes the disk: `/lab` in Dom0. `authorized_keys` may log in there.
+    pub fn write_disk(&self, artefacts: &Artefacts, authorized_keys: &str, dir: &Path) -> Result<PathBuf> {
+        let tree = dir.join("lab");
+        for folder in ["bin", "guest"] {
+            fs::create_dir_all(tree.join(folder))?;
+        }
+        let programs = self.programs.iter().map(|(name, path)| (name.as_str(), path.as_path()));
+        for (name, path) in programs {
+            fs::copy(path, tree.join("bin").join(name))?;
+        }
+        script(&tree.join("init"), include_str!("../dom0/init"))?;
+        script(&tree.join("bin/guest-create"), include_str!("../dom0/guest-create"))?;
+        fs::write(tree.join("authorized_keys"), authorized_keys)?;
+        fs::copy(&artefacts.kernel, tree.join("guest/vmlinuz"))?;
+        fs::write(tree.join("guest/initrd"), self.guest_initramfs()?)?;
+        let disk = dir.join("lab.img");
+        ext4_image(&tree, &disk, "256M")?;
+        fs::remove_dir_all(&tree)?;
+        Ok(disk)
+    }
+
+    fn guest_initramfs(&self) -> Result<Vec<u8>> {
+        let mut initramfs = Initramfs::default();
+        for folder in ["bin", "dev", "etc", "lib", "proc", "run", "sbin", "sys", "tmp"] {
+            initramfs.dir(folder);
+        }
+        initramfs.file("bin/busybox", Path::new("/bin/busybox"))?;
+        initramfs.symlink("bin/sh", "busybox");
+        initramfs.symlink("init", "bin/busybox");
+        // What the kernel starts when Xen asks the guest to go down.
+        for program in ["sbin/reboot", "sbin/poweroff"] {
+            initramfs.symlink(program, "../bin/busybox");
+        }
+        initramfs.script("etc/setup", include_str!("../guest/setup"));
+        initramfs.content("etc/inittab", include_str!("../guest/inittab"));
+        for (name, path) in &self.programs {
+            if !["radclockd", "radclock-ctl"].contains(&name.as_str()) {
+                initramfs.file(&format!("bin/{name}"), path)?;
+            }
+        }
+        if let Some(driver) = &self.driver {
+            initramfs.file(&format!("lib/{DRIVER}"), driver)?;
+        }
+        Ok(initramfs.finish())
+    }
+}
+
+fn script(path: &Path, content: &str) -> Result<()> {
+    fs::write(path, content)?;
+    Ok(fs::set_permissions(path, fs::Permissions::from_mode(0o755))?)
+}
+
+/// The workspace's root.
+pub fn workspace() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("tests/ is in the workspace")
+}
+
+/// Where cargo builds.
+pub fn target_dir() -> PathBuf {
+    std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| workspace().join("target"), PathBuf::from)
+}
+
+/// Builds packages for any Linux: linked statically, for a guest has no libraries.
+fn build_programs(packages: &[&str]) -> Result<BTreeMap<String, PathBuf>> {
+    let mut arguments =
+        vec!["build", "--release", "--target=x86_64-unknown-linux-gnu", "--message-format=json-render-diagnostics"];
+    arguments.extend(packages.iter().flat_map(|package| ["--package", package]));
+    let cargo = expression("cargo", arguments)
+        .dir(workspace())
+        .env("RUSTFLAGS", "-C target-feature=+crt-static")
+        .env("CARGO_TARGET_DIR", target_dir());
+    let messages = run("cargo build", &cargo, LIMIT)?;
+    let mut programs = BTreeMap::new();
+    for message in messages.lines() {
+        let message: serde_json::Value = serde_json::from_str(message).context("cargo's messages")?;
+        let name = message["target"]["name"].as_str();
+        if let (Some(name), Some(executable)) = (name, message["executable"].as_str()) {
+            programs.insert(name.to_owned(), PathBuf::from(executable));
+        }
+    }
+    Ok(programs)
+}
+
+/// Builds the driver outside its source folder.
+fn build_driver(release: &str) -> Result<PathBuf> {
+    let source = workspace().join("xen-frontend/kmod");
+    let build = target_dir().join("kmod").join(release);
+    fs::create_dir_all(&build)?;
+    for file in fs::read_dir(&source).with_context(|| source.display().to_string())? {
+        let file = file?;
+        let name = file.file_name();
+        let extension = Path::new(&name).extension().and_then(|extension| extension.to_str());
+        if matches!(extension, Some("c" | "h")) || name == "Kbuild" || name == "Makefile" {
+            copy_if_changed(&file.path(), &build.join(name))?;
+        }
+    }
+    let headers = format!("/usr/src/linux-headers-{release}");
+    let module = format!("M={}", build.display());
+    run("make", &expression("make", ["-C", &headers, &module, "modules"]), LIMIT)?;
+    Ok(build.join(DRIVER))
+}
+
+/// Leaves the time of an unchanged file alone, so that make does not build it again.
+fn copy_if_changed(from: &Path, to: &Path) -> Result<()> {
+    let content = fs::read(from)?;
+    if fs::read(to).ok().as_ref() != Some(&content) {
+        fs::write(to, content)?;
+    }
+    Ok(())
+}
