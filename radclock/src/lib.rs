@@ -8,7 +8,7 @@
 //! reading turned into time, or an error). [`compose`] moves parameters from one counter to another;
 //! [`seqcount`] is the rule by which a page is written and read at once; [`report`] is what a daemon says of itself.
 //!
-//! Everything but [`stamp`], [`sync`] and [`report`] works without the standard library.
+//! Everything but [`stamp`], [`sync`], [`replay`], [`report`] works without the standard library.
 #![cfg_attr(not(feature = "std"), no_std)]
 
 pub mod clock;
@@ -17,6 +17,8 @@ pub mod page;
 pub mod reader;
 #[cfg(feature = "serde")]
 pub mod report;
+#[cfg(feature = "std")]
+pub mod replay;
 pub mod seqcount;
 #[cfg(feature = "std")]
 pub mod stamp;

@@ -1,4 +1,11 @@
 //! Stamps: one exchange with a server each, and the text format in which they are recorded and replayed.
+//!
+//! A trace is a text file with a stamp a line: `Ta Tb Te Tf`, counter values as integers and server times as decimal
+//! seconds since 1970. Two more columns `RefA RefF`, the true time at `Ta` and at `Tf`, may follow: they are there to
+//! score a clock and never reach the algorithm. What follows a `#` is a comment.
+
+use core::fmt;
+use core::str::FromStr;
 
 use crate::time::{Counter, Span, Timestamp};
 
@@ -31,4 +38,92 @@ pub struct Stamp {
     pub root_dispersion: Span,
     /// How `ta` and `tf` were taken.
     pub source: StampSource,
+}
+
+/// What is wrong with a line of a trace.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum StampError {
+    /// Neither four columns nor six.
+    #[error("{0} columns: a stamp is `Ta Tb Te Tf`, with `RefA RefF` behind it or not")]
+    Columns(usize),
+    /// A counter value that is no integer of 64 bits.
+    #[error("{column} is `{text}`: a counter value is an integer from 0 to 18446744073709551615")]
+    Counter {
+        /// Its name.
+        column: &'static str,
+        /// What stands there.
+        text: String,
+    },
+    /// A time that is no decimal number of seconds.
+    #[error("{column} is `{text}`: a time is decimal seconds since 1970 with at most 19 digits behind the point")]
+    Time {
+        /// Its name.
+        column: &'static str,
+        /// What stands there.
+        text: String,
+    },
+}
+
+impl FromStr for Stamp {
+    type Err = StampError;
+
+    /// Reads one line of a trace; the line's comment must be off already.
+    fn from_str(line: &str) -> Result<Stamp, StampError> {
+        let mut columns = [""; 6];
+        let mut count = 0;
+        for word in line.split_ascii_whitespace() {
+            if let Some(column) = columns.get_mut(count) {
+                *column = word;
+            }
+            count += 1;
+        }
+        if count != 4 && count != 6 {
+            return Err(StampError::Columns(count));
+        }
+        if count == 6 {
+            parse_time("RefA", columns[4])?;
+            parse_time("RefF", columns[5])?;
+        }
+        Ok(Stamp {
+            ta: parse_counter("Ta", columns[0])?,
+            tb: parse_time("Tb", columns[1])?,
+            te: parse_time("Te", columns[2])?,
+            tf: parse_counter("Tf", columns[3])?,
+            host_error: Span::ZERO,
+            root_delay: Span::ZERO,
+            root_dispersion: Span::ZERO,
+            source: StampSource::Kernel,
+        })
+    }
+}
+
+impl fmt::Display for Stamp {
+    /// The line of a trace, with times rounded down to the nanosecond.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {} {} {}", self.ta.0, self.tb, self.te, self.tf.0)
+    }
+}
+
+fn parse_counter(column: &'static str, text: &str) -> Result<Counter, StampError> {
+    digits(text)
+        .and_then(|text| text.parse().ok())
+        .map(Counter)
+        .ok_or_else(|| StampError::Counter { column, text: text.to_owned() })
+}
+
+fn parse_time(column: &'static str, text: &str) -> Result<Timestamp, StampError> {
+    let parse = || {
+        let (secs, decimals) = text.split_once('.').unwrap_or((text, "0"));
+        let secs: u64 = digits(secs)?.parse().ok()?;
+        let scale = 10u64.checked_pow(u32::try_from(decimals.len()).ok()?)?;
+        let frac: u64 = digits(decimals)?.parse().ok()?;
+        Some(Timestamp::new(secs, ((u128::from(frac) << 64) / u128::from(scale)) as u64))
+    };
+    parse().ok_or_else(|| StampError::Time { column, text: text.to_owned() })
+}
+
+/// The text, if it is digits and nothing else (Rust's own parser also takes a sign).
+fn digits(text: &str) -> Option<&str> {
+    (!text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit())).then_some(text)
 }

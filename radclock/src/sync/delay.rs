@@ -1,0 +1,161 @@
+//! What is known of one direction's queueing delay: a mixture of exponentials over fixed scales, its weights learnt.
+//!
+//! A stamp's delay in one direction is the smallest one plus something that is never negative. No one scale fits a
+//! quiet LAN, a loaded host and a WAN with bursts; a mixture over all scales fits each once it has seen some stamps.
+
+/// How many exponentials.
+pub(super) const COMPONENTS: usize = 9;
+
+/// Their means, s: a factor of four apart, from below any network's jitter to above any congestion worth modelling.
+const SCALES: [f64; COMPONENTS] = [1e-6, 4e-6, 16e-6, 64e-6, 256e-6, 1024e-6, 4096e-6, 16384e-6, 65536e-6];
+
+/// The weights that a direction starts with count as so many stamps.
+const PRIOR_STAMPS: f64 = 4.0;
+/// The weights forget: they rest on about so many stamps.
+const MEMORY_STAMPS: f64 = 400.0;
+/// No weight falls below this, so that a delay not seen for long still is possible.
+const MIN_WEIGHT: f64 = 1e-4;
+
+/// Logarithm of the density of a delay that no exponential explains.
+const HOPELESS_EVIDENCE: f64 = -700.0;
+
+/// The distribution of one direction's delay above its smallest.
+#[derive(Clone, Debug)]
+pub(super) struct Delay {
+    weights: [f64; COMPONENTS],
+    stamps: f64,
+}
+
+/// What a predicted delay becomes once it is known to come from a [`Delay`].
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Posterior {
+    /// Logarithm of the density of the prediction.
+    pub(super) log_evidence: f64,
+    /// Mean, s.
+    pub(super) mean: f64,
+    /// Variance, s².
+    pub(super) variance: f64,
+    /// How much each exponential had to do with it; their sum is 1.
+    shares: [f64; COMPONENTS],
+}
+
+impl Delay {
+    pub(super) fn new() -> Delay {
+        Delay { weights: [1.0 / COMPONENTS as f64; COMPONENTS], stamps: PRIOR_STAMPS }
+    }
+
+    /// Bayes' rule for a delay predicted as normal with this mean (s) and variance (s²): each exponential turns it into
+    /// a normal distribution cut off at zero, whose moments are known in closed form.
+    pub(super) fn posterior(&self, mean: f64, variance: f64) -> Posterior {
+        let sigma = variance.sqrt();
+        let place = mean / sigma;
+        let far = place > FAR;
+        let mut shares = [0.0; COMPONENTS];
+        let mut moments = [(0.0, 0.0); COMPONENTS];
+        let mut total = 0.0;
+        let mut first = 0.0;
+        for k in 0..COMPONENTS {
+            let ratio = sigma / SCALES[k];
+            let cut = ratio - place;
+            let tail = if far { far_tail(ratio, place) } else { Tail::beyond(cut) };
+            shares[k] = self.weights[k] / SCALES[k] * tail.scaled;
+            moments[k] = (sigma * tail.excess, variance * tail.shrink);
+            total += shares[k];
+            first += shares[k] * moments[k].0;
+        }
+        if total <= 0.0 {
+            // Longer than any congestion that is modelled: it says nothing.
+            return Posterior { log_evidence: HOPELESS_EVIDENCE, mean, variance, shares: self.weights };
+        }
+        let mean = first / total;
+        let mut second = 0.0;
+        for k in 0..COMPONENTS {
+            let off = moments[k].0 - mean;
+            second += shares[k] * (moments[k].1 + off * off);
+            shares[k] /= total;
+        }
+        let log_scale = if far { 0.0 } else { -0.5 * place * place };
+        Posterior { log_evidence: total.ln() + log_scale, mean, variance: second / total, shares }
+    }
+
+    /// Learns from a stamp.
+    pub(super) fn learn(&mut self, posterior: &Posterior) {
+        self.stamps = (self.stamps + 1.0).min(MEMORY_STAMPS);
+        let gain = 1.0 / self.stamps;
+        let mut total = 0.0;
+        for (weight, share) in self.weights.iter_mut().zip(&posterior.shares) {
+            *weight = (*weight + gain * (share - *weight)).max(MIN_WEIGHT);
+            total += *weight;
+        }
+        for weight in &mut self.weights {
+            *weight /= total;
+        }
+    }
+
+    /// Probability of a delay beyond so many seconds.
+    pub(super) fn tail(&self, delay: f64) -> f64 {
+        self.weights.iter().zip(&SCALES).map(|(weight, scale)| weight * (-delay.max(0.0) / scale).exp()).sum()
+    }
+}
+
+/// Beyond so many standard deviations a predicted delay is as good as surely positive.
+const FAR: f64 = 30.0;
+
+/// The standard normal distribution beyond a cut.
+struct Tail {
+    /// Its probability times `exp(cut²/2)`: neither vanishes nor overflows for any cut that occurs.
+    scaled: f64,
+    /// Mean of what lies there, above the cut.
+    excess: f64,
+    /// Its variance.
+    shrink: f64,
+}
+
+impl Tail {
+    fn beyond(cut: f64) -> Tail {
+        const INV_SQRT_TAU: f64 = 0.398_942_280_401_432_7;
+        let half = 0.5 * scaled_erfc(cut.abs() * core::f64::consts::FRAC_1_SQRT_2);
+        let scaled = if cut >= 0.0 { half } else { (0.5 * cut * cut).exp() - half };
+        if cut > 12.0 {
+            // The asymptotic series, where the closed form would cancel.
+            let inverse = 1.0 / (cut * cut);
+            let excess = (1.0 - inverse * (2.0 - 10.0 * inverse)) / cut;
+            return Tail { scaled, excess, shrink: inverse * (1.0 - inverse * (6.0 - 50.0 * inverse)) };
+        }
+        let hazard = INV_SQRT_TAU / scaled;
+        let excess = hazard - cut;
+        Tail { scaled, excess, shrink: 1.0 - hazard * excess }
+    }
+}
+
+/// What [`Tail::beyond`] would give for a cut of `ratio − place` with `place` beyond [`FAR`], times `exp(-place²/2)`.
+fn far_tail(ratio: f64, place: f64) -> Tail {
+    let cut = ratio - place;
+    if cut > -8.0 {
+        // An exponential so much shorter than the delay had nothing to do with it.
+        return Tail { scaled: 0.0, excess: 0.0, shrink: 0.0 };
+    }
+    Tail { scaled: (ratio * (0.5 * ratio - place)).exp(), excess: -cut, shrink: 1.0 }
+}
+
+/// `exp(x²)·erfc(x)` for `x ≥ 0`, to 1e-8: a Chebyshev fit of `(1 + 2x)·exp(x²)·erfc(x)` in `(x − 3.75)/(x + 3.75)`,
+/// after Shepherd and Laframboise, Math. Comp. 36 (1981).
+fn scaled_erfc(x: f64) -> f64 {
+    const COEFFICIENTS: [f64; 13] = [
+        1.237_512_630_032_699,
+        -0.140_240_658_321_390_2,
+        3.585_495_314_100_629e-3,
+        8.227_841_998_354_48e-2,
+        -0.108_805_227_549_979,
+        9.229_076_959_087_535e-2,
+        -5.868_544_049_142_249e-2,
+        2.840_925_236_514_697e-2,
+        -9.770_087_187_938_137e-3,
+        1.675_912_216_918_004e-3,
+        3.301_674_606_054_695e-4,
+        -2.241_167_463_416_805e-4,
+        2.204_671_737_346_627e-5,
+    ];
+    let y = (x - 3.75) / (x + 3.75);
+    COEFFICIENTS.iter().rev().fold(0.0, |sum, coefficient| sum * y + coefficient) / (1.0 + 2.0 * x)
+}
