@@ -5,7 +5,7 @@
 
 use core::mem::size_of;
 
-use crate::clock::{Clock, Status};
+use crate::clock::Status;
 use crate::page::{
     CounterId, EXTENSION_OFFSET, Extension, LEAP_POS, LEAP_PRE_NEG, LEAP_PRE_POS, PageError, VmclockAbi,
 };
@@ -96,11 +96,7 @@ pub enum ReadError {
 #[inline]
 pub fn read(page: &SharedPage, id: CounterId, mut counter: impl FnMut() -> Counter) -> Result<Reading, ReadError> {
     let (view, now) = page.read(|page| (View::load(page), counter()))?;
-    let (clock, reading) = view.reading(id, now)?;
-    if clock.period.span(now.since(clock.counter)) < -MAX_BACKWARDS {
-        return Err(ReadError::Backwards);
-    }
-    Ok(reading)
+    view.reading(id, now, MAX_BACKWARDS)
 }
 
 /// The time at which `counter` was read, on the counter that `disruption_marker` stood for then
@@ -122,7 +118,7 @@ pub fn read_at(
     if view.abi.disruption_marker.get() != disruption_marker {
         return Err(ReadError::Disrupted);
     }
-    Ok(view.reading(id, counter)?.1)
+    view.reading(id, counter, Span::MAX)
 }
 
 /// The part of a page that a time is made of.
@@ -141,7 +137,7 @@ impl View {
     }
 
     #[inline]
-    fn reading(&self, id: CounterId, counter: Counter) -> Result<(Clock, Reading), ReadError> {
+    fn reading(&self, id: CounterId, counter: Counter, max_backwards: Span) -> Result<Reading, ReadError> {
         let abi = &self.abi;
         abi.check_layout()?;
         if abi.counter_id != id.0 {
@@ -152,19 +148,22 @@ impl View {
             return Err(ReadError::Status(status));
         }
         let clock = abi.clock()?;
+        let elapsed = clock.period.span(counter.since(clock.counter));
+        if elapsed < -max_backwards {
+            return Err(ReadError::Backwards);
+        }
         let (time, max_error) = clock.reading_at(counter).ok_or(ReadError::Range)?;
         if abi.leap_indicator != 0 && leap_intervenes(abi.leap_indicator, clock.time, time.saturating_add(max_error)) {
             return Err(ReadError::Leap);
         }
         if self.ext.is_known(abi.size.get()) {
-            let age = clock.period.span(counter.since(clock.counter)).as_frac().unsigned_abs();
             // 2^64 / 10^9 rounded down: rather too early than too late.
-            if age > u128::from(self.ext.valid_nanos.get()) * 18_446_744_073 {
+            if elapsed.as_frac().unsigned_abs() > u128::from(self.ext.valid_nanos.get()) * 18_446_744_073 {
                 status = Status::Freerunning;
             }
         }
         let disruption_marker = abi.disruption_marker.get();
-        Ok((clock, Reading { counter, time, max_error, status, tai_offset: abi.tai_offset(), disruption_marker }))
+        Ok(Reading { counter, time, max_error, status, tai_offset: abi.tai_offset(), disruption_marker })
     }
 }
 

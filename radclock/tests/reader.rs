@@ -1,0 +1,329 @@
+//! Pages through the reader: right within the bound, or an error.
+
+#![allow(missing_docs)]
+
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use proptest::prelude::*;
+use radclock::clock::{Clock, Period, Status};
+use radclock::page::{
+    Content, CounterId, Flags, LEAP_POS, LEAP_PRE_NEG, LEAP_PRE_POS, PAGE_SIZE, Page, PageError, TIME_TAI,
+};
+use radclock::reader::{ReadError, Reading, read, read_at};
+use radclock::seqcount::{Busy, SharedPage};
+use radclock::time::{Counter, Span, Timestamp};
+use zerocopy::{FromBytes, IntoBytes};
+
+const TSC: CounterId = CounterId::X86_TSC;
+const MARKER: u64 = 7;
+/// 2026-11-22 12:00:00 UTC.
+const NOON: u64 = 1_795_348_800;
+const SECOND: i64 = 1_000_000_000;
+
+/// A clock of 1 GHz, wrong by 1 µs and 1 ppm, whose reference is counter 10^12 at noon, valid for 1000 s.
+fn content() -> Content {
+    let period = Period::from_secs_f64(1e-9).unwrap();
+    Content {
+        counter_id: TSC,
+        status: Status::Synchronized,
+        clock: Some(Clock {
+            counter: Counter(1_000_000_000_000),
+            time: Timestamp::from_unix(NOON, 0),
+            period,
+            period_max_error: period.frac / 1_000_000,
+            max_error_nanos: 1000,
+        }),
+        disruption_marker: MARKER,
+        disruption: Flags::empty(),
+        tai_offset: Some(37),
+        leap_indicator: 0,
+        host_id: [9; 16],
+        generation: 3,
+        valid_nanos: 1_000_000_000_000,
+    }
+}
+
+fn shared(page: &Page) -> SharedPage {
+    let shared = SharedPage::new();
+    shared.write(page);
+    shared
+}
+
+/// Reads `page` so many nanoseconds after its reference.
+fn read_after(page: &Page, nanos: i64) -> Result<Reading, ReadError> {
+    read(&shared(page), TSC, || Counter(1_000_000_000_000).offset(nanos))
+}
+
+fn altered(alter: impl FnOnce(&mut Page)) -> Page {
+    let mut page = Page::new(&content());
+    alter(&mut page);
+    page
+}
+
+#[test]
+fn a_reading_says_time_bound_and_state() {
+    let reading = read_after(&Page::new(&content()), 100 * SECOND).unwrap();
+    assert_eq!(reading.counter, Counter(1_100_000_000_000));
+    assert_eq!(reading.time.saturating_add(Span::from_nanos(1)).secs(), NOON + 100);
+    assert_eq!(reading.max_error.ceil_nanos(), 1000 + 100_000 + 1);
+    assert_eq!(reading.status, Status::Synchronized);
+    assert_eq!(reading.latest().since(reading.earliest()), reading.max_error + reading.max_error);
+    assert_eq!(reading.tai().unwrap().since(reading.time), Span::from_secs(37));
+    assert_eq!(reading.disruption_marker, MARKER);
+}
+
+#[test]
+fn parameters_older_than_their_validity_are_freerunning() {
+    let page = Page::new(&content());
+    assert_eq!(read_after(&page, 999 * SECOND).unwrap().status, Status::Synchronized);
+    assert_eq!(read_after(&page, 1001 * SECOND).unwrap().status, Status::Freerunning);
+    let foreign = altered(|page| page.ext.magic.set(0));
+    assert_eq!(read_after(&foreign, 1001 * SECOND).unwrap().status, Status::Synchronized);
+    let short = altered(|page| page.abi.size.set(112));
+    assert_eq!(read_after(&short, 1001 * SECOND).unwrap().status, Status::Synchronized);
+}
+
+#[test]
+fn what_cannot_be_right_is_an_error() {
+    type Alter = fn(&mut Page);
+    let cases: [(Alter, ReadError); 16] = [
+        (|page| page.abi.magic.set(1), PageError::Magic(1).into()),
+        (|page| page.abi.version.set(2), PageError::Version(2).into()),
+        (|page| page.abi.size.set(103), PageError::Size(103).into()),
+        (|page| page.abi.counter_id = 0xe0, PageError::CounterId(0xe0).into()),
+        (|page| page.abi.time_type = 2, PageError::TimeType(2).into()),
+        (|page| page.abi.clock_status = 0, ReadError::Status(Status::Unknown)),
+        (|page| page.abi.clock_status = 1, ReadError::Status(Status::Initializing)),
+        (|page| page.abi.clock_status = 4, ReadError::Status(Status::Unreliable)),
+        (|page| page.abi.clock_status = 5, ReadError::Status(Status::Unknown)),
+        (|page| page.abi.counter_period_frac_sec.set(0), PageError::Period.into()),
+        (|page| page.abi.counter_period_shift = 64, PageError::Period.into()),
+        (|page| page.abi.flags.set(Flags::TIME_MAXERROR_VALID.bits()), PageError::NoBound.into()),
+        (|page| page.abi.flags.set(Flags::PERIOD_MAXERROR_VALID.bits()), PageError::NoBound.into()),
+        (|page| page.abi.time_sec.set(u64::MAX), ReadError::Range),
+        (|page| page.abi.leap_indicator = LEAP_POS, ReadError::Leap),
+        (
+            |page| {
+                page.abi.time_type = TIME_TAI;
+                page.abi.time_sec.set(36);
+            },
+            PageError::Time.into(),
+        ),
+    ];
+    for (alter, error) in cases {
+        assert_eq!(read_after(&altered(alter), SECOND), Err(error), "{error}");
+    }
+}
+
+#[test]
+fn a_page_without_parameters_says_that_it_is_not_synchronised() {
+    let page = Page::new(&Content { clock: None, ..content() });
+    assert_eq!(read_after(&page, 0), Err(ReadError::Status(Status::Initializing)));
+}
+
+#[test]
+fn a_counter_that_was_reset_is_an_error_and_a_lagging_one_is_not() {
+    let page = Page::new(&content());
+    assert_eq!(read(&shared(&page), TSC, || Counter(5)), Err(ReadError::Backwards));
+    assert_eq!(read_after(&page, i64::MIN), Err(ReadError::Backwards));
+    let lagging = read_after(&page, -10_000).unwrap();
+    assert_eq!(lagging.max_error.ceil_nanos(), 1001);
+    assert!(lagging.time < Timestamp::from_unix(NOON, 0));
+}
+
+#[test]
+fn tai_pages_are_read_in_utc() {
+    let utc = read_after(&Page::new(&content()), SECOND).unwrap();
+    let tai = altered(|page| {
+        page.abi.time_type = TIME_TAI;
+        page.abi.time_sec.set(NOON + 37);
+    });
+    assert_eq!(read_after(&tai, SECOND), Ok(utc));
+    let unknown_offset = altered(|page| {
+        page.abi.time_type = TIME_TAI;
+        page.abi.flags.set(page.abi.flags.get() & !Flags::TAI_OFFSET_VALID.bits());
+    });
+    assert_eq!(read_after(&unknown_offset, SECOND), Err(PageError::TimeType(TIME_TAI).into()));
+}
+
+#[test]
+fn no_time_is_read_across_an_announced_leap_second() {
+    // (year-month-day 00:00:00 UTC of the next month's first day, a second of the month before)
+    for (next_month, reference) in [
+        (1_483_228_800, 1_480_550_400), // 2017-01-01, 2016-12-01
+        (1_456_790_400, 1_456_704_000), // 2016-03-01, 2016-02-29
+        (1_488_326_400, 1_488_240_000), // 2017-03-01, 2017-02-28
+        (951_868_800, 951_782_400),     // 2000-03-01, 2000-02-29
+        (1_782_864_000, 1_782_777_600), // 2026-07-01, 2026-06-30
+        (1_796_083_200, 1_793_491_200), // 2026-12-01, 2026-11-01
+    ] {
+        let page = |indicator| {
+            altered(|page| {
+                page.abi.leap_indicator = indicator;
+                page.abi.time_sec.set(reference);
+                page.abi.counter_period_maxerror_rate_frac_sec.set(0);
+            })
+        };
+        let to_midnight = (next_month - reference) as i64 * SECOND;
+        for (indicator, last) in [(LEAP_PRE_POS, 0), (LEAP_PRE_NEG, SECOND)] {
+            assert!(read_after(&page(indicator), to_midnight - last - 2000).is_ok(), "{next_month}");
+            assert_eq!(read_after(&page(indicator), to_midnight - last), Err(ReadError::Leap), "{next_month}");
+            assert_eq!(read_after(&page(indicator), to_midnight + SECOND), Err(ReadError::Leap), "{next_month}");
+        }
+        assert!(read_after(&page(0), to_midnight + SECOND).is_ok());
+        assert!(read_after(&page(4), to_midnight + SECOND).is_ok());
+    }
+}
+
+#[test]
+fn a_value_taken_earlier_is_converted_unless_its_counter_is_gone() {
+    let page = shared(&Page::new(&content()));
+    let earlier = Counter(1_000_000_000_000).offset(-500 * SECOND);
+    let reading = read_at(&page, TSC, earlier, MARKER).unwrap();
+    assert_eq!(reading.time.saturating_add(Span::from_nanos(1)).secs(), NOON - 500);
+    assert_eq!(reading.max_error.ceil_nanos(), 1000 + 500_000 + 1);
+    assert_eq!(read_at(&page, TSC, earlier, MARKER + 1), Err(ReadError::Disrupted));
+}
+
+#[test]
+fn a_page_left_in_the_middle_of_a_write_is_busy_until_the_next_write() {
+    let page = shared(&Page::new(&content()));
+    let half_written = altered(|page| page.abi.seq_count.set(1));
+    let mut memory = Box::new(SharedPage::new());
+    // SAFETY: the page is borrowed exclusively, and every bit pattern is valid for it.
+    let bytes = unsafe { std::slice::from_raw_parts_mut(std::ptr::from_mut(&mut *memory).cast::<u8>(), PAGE_SIZE) };
+    bytes.copy_from_slice(half_written.as_bytes());
+    assert_eq!(memory.snapshot(), Err(Busy));
+    assert_eq!(read(&memory, TSC, || Counter(0)), Err(Busy.into()));
+    memory.write(&Page::new(&content()));
+    let written = memory.snapshot().unwrap();
+    assert!(written.abi.seq_count.get() > 1 && written.abi.seq_count.get() % 2 == 0);
+    assert_eq!(written.ext, page.snapshot().unwrap().ext);
+}
+
+#[test]
+fn readers_never_see_two_writes_at_once() {
+    let page = shared(&Page::new(&content()));
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            // Each write is a clock of its own: second, fraction, bound and generation all say which.
+            for i in 1..=50_000u64 {
+                let clock = Clock { time: Timestamp::new(i, i), max_error_nanos: i, ..content().clock.unwrap() };
+                page.write(&Page::new(&Content {
+                    clock: Some(clock),
+                    generation: i,
+                    disruption_marker: i,
+                    ..content()
+                }));
+            }
+            done.store(true, Ordering::Release);
+        });
+        scope.spawn(|| {
+            let mut last = 0;
+            while !done.load(Ordering::Acquire) {
+                let Ok(snapshot) = page.snapshot() else { continue };
+                let i = snapshot.abi.time_sec.get();
+                if i != NOON {
+                    assert_eq!(snapshot.abi.time_frac_sec.get(), i);
+                    assert_eq!(snapshot.abi.time_maxerror_nanosec.get(), i);
+                    assert_eq!(snapshot.ext.generation.get(), i);
+                    assert!(i >= last);
+                    last = i;
+                }
+                if let Ok(reading) = read(&page, TSC, || Counter(1_000_000_000_000))
+                    && reading.time.secs() != NOON
+                {
+                    assert_eq!(reading.time.frac(), reading.time.secs());
+                    assert_eq!(reading.disruption_marker, reading.time.secs());
+                }
+            }
+            assert_eq!(page.snapshot().unwrap().ext.generation.get(), 50_000);
+        });
+    });
+}
+
+fn statuses() -> impl Strategy<Value = Status> {
+    prop::sample::select(vec![
+        Status::Unknown,
+        Status::Initializing,
+        Status::Synchronized,
+        Status::Freerunning,
+        Status::Unreliable,
+    ])
+}
+
+proptest! {
+    #[test]
+    fn page_keeps_what_was_put_into_it(
+        status in statuses(), id in any::<u8>(), words in any::<[u64; 8]>(), shift in 0..=Period::MAX_SHIFT,
+        tai_offset in any::<Option<i16>>(), leap_indicator in any::<u8>(), host_id in any::<[u8; 16]>(),
+    ) {
+        let clock = Clock {
+            counter: Counter(words[0]),
+            time: Timestamp::new(words[1], words[2]),
+            period: Period { frac: words[3].max(1), shift },
+            period_max_error: words[4],
+            max_error_nanos: words[5],
+        };
+        let content = Content {
+            counter_id: CounterId(id),
+            status,
+            clock: Some(clock),
+            disruption_marker: words[6],
+            disruption: Flags::DISRUPTION_SOON,
+            tai_offset,
+            leap_indicator,
+            host_id,
+            generation: words[7],
+            valid_nanos: words[0],
+        };
+        let page = Page::new(&content);
+        let snapshot = shared(&page).snapshot().expect("nobody writes");
+        prop_assert_eq!(snapshot.abi.check_layout(), Ok(()));
+        prop_assert_eq!(snapshot.abi.counter_id, id);
+        prop_assert_eq!(snapshot.abi.status(), status);
+        prop_assert_eq!(snapshot.abi.clock(), Ok(clock));
+        prop_assert_eq!(snapshot.abi.tai_offset(), tai_offset);
+        prop_assert_eq!(snapshot.abi.leap_indicator, leap_indicator);
+        prop_assert_eq!(snapshot.abi.disruption_marker.get(), words[6]);
+        prop_assert!(snapshot.abi.flags().contains(Flags::DISRUPTION_SOON));
+        let ext = snapshot.extension().expect("has one");
+        prop_assert_eq!((ext.host_id, ext.generation.get(), ext.valid_nanos.get()), (host_id, words[7], words[0]));
+        // The whole page, but for the sequence count.
+        let mut rewritten = snapshot;
+        rewritten.abi.seq_count.set(0);
+        prop_assert_eq!(rewritten, page);
+    }
+
+    /// Whatever stands in the fields behind a good head: an error, or what the page's own parameters say.
+    #[test]
+    fn garbage_gives_an_error_or_what_its_parameters_say(
+        bytes in prop::collection::vec(any::<u8>(), PAGE_SIZE), good_head in any::<bool>(), status in statuses(),
+        shift in any::<u8>(), near in any::<Option<i32>>(), counter in any::<u64>(),
+    ) {
+        let mut page = Page::read_from_bytes(&bytes).expect("the size of a page");
+        if good_head {
+            let good = Page::new(&content()).abi;
+            page.abi.magic = good.magic;
+            page.abi.version = good.version;
+            page.abi.size = good.size;
+            page.abi.counter_id = good.counter_id;
+            page.abi.time_type = good.time_type;
+            page.abi.flags |= good.flags;
+            page.abi.clock_status = status as u8;
+            page.abi.counter_period_shift = shift;
+        }
+        let reference = Counter(page.abi.counter_value.get());
+        let counter = near.map_or(Counter(counter), |near| reference.offset(i64::from(near)));
+        let shared = shared(&page);
+        let marker = page.abi.disruption_marker.get();
+        for result in [read(&shared, TSC, || counter), read_at(&shared, TSC, counter, marker)] {
+            let Ok(reading) = result else { continue };
+            let clock = page.abi.clock().expect("was read");
+            prop_assert!(page.abi.status().is_readable());
+            prop_assert_eq!(Some((reading.time, reading.max_error)), clock.reading_at(counter));
+            prop_assert!(reading.earliest() <= reading.time && reading.time <= reading.latest());
+        }
+    }
+}
