@@ -6,9 +6,11 @@
 //! [`stamp`] (one exchange with a server) → [`sync`] (the synchronisation algorithm) → [`clock`] (its result:
 //! parameters with an error bound) → [`page`] (how they are laid out in shared memory) → [`reader`] (a counter
 //! reading turned into time, or an error). [`compose`] moves parameters from one counter to another;
-//! [`seqcount`] is the rule by which a page is written and read at once; [`report`] is what a daemon says of itself.
+//! [`seqcount`] is the rule by which a page is written and read at once; [`report`] is what a daemon says of itself;
+//! [`xenbus`] names what stands in XenStore.
 //!
-//! Everything but [`stamp`], [`sync`], [`replay`], [`report`] works without the standard library.
+//! Everything but [`stamp`], [`sync`], [`replay`], [`report`] and [`xenbus`] works without the standard
+//! library.
 #![cfg_attr(not(feature = "std"), no_std)]
 
 pub mod clock;
@@ -25,3 +27,5 @@ pub mod stamp;
 #[cfg(feature = "std")]
 pub mod sync;
 pub mod time;
+#[cfg(feature = "std")]
+pub mod xenbus;
