@@ -1,0 +1,590 @@
+//! All guests at once: which domains there are, which of them have the clock, and getting it to them.
+//!
+//! One task owns the guests, follows XenStore and carries out what each guest's [`Device`] decides. Publishing goes
+//! past it: the pages and ports in use stand in a list that is locked only for as long as it takes to write the
+//! pages or to change an entry, never while XenStore or the kernel's grants are waited for.
+//!
+//! Nothing that a guest writes is logged or kept but its state, and that is read at most every [`READ_SPACING`].
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use radclock::page::Page;
+use radclock::report::GuestReport;
+use radclock::xenbus::{self, XenbusState};
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant;
+use tracing::{debug, info, warn};
+
+use super::XenError;
+use super::device::{Action, Device, Event, Frontend, PATIENCE};
+use super::event::Port;
+use super::grant::GrantedPage;
+use super::policy::GuestPolicy;
+use super::store::{Changes, Domain, Identity, Store, Watch};
+
+/// Domains are looked for at least so often, whatever the watches say: a domain's nodes may go after the event that
+/// announces it, and names change without one.
+const RESCAN: Duration = Duration::from_secs(10);
+/// After an event of domains coming and going, look once more: XenStore is tidied up after it.
+const RESCAN_AFTER_EVENT: Duration = Duration::from_secs(1);
+/// One guest's state is read at most this often, however often the guest writes it.
+const READ_SPACING: Duration = Duration::from_millis(10);
+/// How long to wait before another attempt to reach a xenstored that was lost.
+const RECONNECT: Duration = Duration::from_secs(5);
+
+/// The guests of this host. Cheap to clone; all clones speak of the same.
+#[derive(Clone)]
+pub struct Guests {
+    shared: Arc<Shared>,
+    commands: mpsc::Sender<Command>,
+}
+
+type Reply = oneshot::Sender<Result<(), String>>;
+
+enum Command {
+    Attach(u16, Reply),
+    Detach(u16, Reply),
+    Shutdown(oneshot::Sender<()>),
+}
+
+/// What the publisher and the task have in common.
+struct Shared {
+    board: Mutex<Board>,
+    reports: Mutex<Vec<GuestReport>>,
+}
+
+/// The page as last published, and where it goes.
+struct Board {
+    page: Page,
+    offers: BTreeMap<u16, Offer>,
+}
+
+/// What a guest is given. Dropping it ends it.
+struct Offer {
+    grant: GrantedPage,
+    port: Port,
+}
+
+impl Shared {
+    fn board(&self) -> MutexGuard<'_, Board> {
+        self.board.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn reports(&self) -> MutexGuard<'_, Vec<GuestReport>> {
+        self.reports.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Guests {
+    /// Starts to offer the clock to the guests that `policy` wants, with `first` as their page's content until the
+    /// first [`Guests::publish`]. Has to be called within a tokio runtime.
+    ///
+    /// # Errors
+    ///
+    /// A device of the kernel's or XenStore cannot be used; each says what to do.
+    pub async fn start(
+        policy: GuestPolicy,
+        host_id: [u8; 16],
+        time_domain: String,
+        first: Page,
+    ) -> Result<Guests, XenError> {
+        GrantedPage::check()?;
+        Port::check()?;
+        let changes = Arc::new(Changes::default());
+        let store = Store::connect(changes.clone()).await?;
+        let shared = Arc::new(Shared {
+            board: Mutex::new(Board { page: first, offers: BTreeMap::new() }),
+            reports: Mutex::new(Vec::new()),
+        });
+        let (commands, receiver) = mpsc::channel(16);
+        let host_id = host_id.iter().map(|byte| format!("{byte:02x}")).collect();
+        let mut manager = Manager {
+            policy,
+            identity: Identity { host_id, time_domain },
+            shared: shared.clone(),
+            store,
+            changes,
+            domain_watches: None,
+            guests: BTreeMap::new(),
+            epoch: Instant::now(),
+            rescan_at: Instant::now(),
+            disconnected: false,
+        };
+        // Now rather than in the task, so that a XenStore that does not answer is an error here.
+        manager.connect_watches().await?;
+        manager.remove_stale().await?;
+        tokio::spawn(manager.run(receiver));
+        Ok(Guests { shared, commands })
+    }
+
+    /// Writes a page to every guest that has the clock, and tells them. Does not wait for anything but the kernel's
+    /// sending of the events.
+    pub fn publish(&self, page: &Page) {
+        let mut board = self.shared.board();
+        board.page = *page;
+        for offer in board.offers.values() {
+            offer.grant.page().write(page);
+        }
+        for (domid, offer) in &board.offers {
+            if let Err(error) = offer.port.notify() {
+                debug!("domain {domid}: cannot send an event: {error}");
+            }
+        }
+    }
+
+    /// Offers the clock to a domain, whatever the policy says, and returns when its nodes are written.
+    ///
+    /// # Errors
+    ///
+    /// One line for a person.
+    pub async fn attach(&self, domid: u16) -> Result<(), String> {
+        self.command(|reply| Command::Attach(domid, reply)).await
+    }
+
+    /// Takes the clock away from a domain until it is attached again or gone, and returns when that is done.
+    ///
+    /// # Errors
+    ///
+    /// One line for a person.
+    pub async fn detach(&self, domid: u16) -> Result<(), String> {
+        self.command(|reply| Command::Detach(domid, reply)).await
+    }
+
+    async fn command(&self, command: impl FnOnce(Reply) -> Command) -> Result<(), String> {
+        let (reply, answer) = oneshot::channel();
+        let ended = |_| "radclockd is shutting down".to_string();
+        self.commands.send(command(reply)).await.map_err(|_| ended(()))?;
+        answer.await.map_err(|_| ended(()))?
+    }
+
+    /// The guests there are, by number.
+    pub fn reports(&self) -> Vec<GuestReport> {
+        let generations: BTreeMap<u16, u64> = {
+            let board = self.shared.board();
+            let generation = board.page.ext.generation.get();
+            board.offers.keys().map(|domid| (*domid, generation)).collect()
+        };
+        let mut reports = self.shared.reports().clone();
+        for report in &mut reports {
+            report.generation = generations.get(&report.domid).copied().unwrap_or(0);
+        }
+        reports
+    }
+
+    /// Takes the clock away from all guests: says Closing, waits for them a few seconds at most, ends grants and
+    /// event channels, removes all nodes.
+    pub async fn shutdown(self) {
+        let (done, answer) = oneshot::channel();
+        if self.commands.send(Command::Shutdown(done)).await.is_ok() {
+            // An error says that the task has already ended.
+            let _ = answer.await;
+        }
+    }
+}
+
+/// One domain.
+struct Guest {
+    domain: Domain,
+    device: Device,
+    /// What the administrator said, over the policy.
+    wish: Option<bool>,
+    backend: XenbusState,
+    frontend: Frontend,
+    /// Made with the first offer, ends with the domain.
+    watch: Option<Watch>,
+    /// Its state has been written, and is to be read at that time.
+    read_at: Option<Instant>,
+    last_read: Option<Instant>,
+    /// Who waits for the offer to stand, or for the device to be gone.
+    attaching: Vec<Reply>,
+    detaching: Vec<Reply>,
+}
+
+impl Guest {
+    fn new(domain: Domain) -> Guest {
+        Guest {
+            domain,
+            device: Device::new(),
+            wish: None,
+            backend: XenbusState::Unknown,
+            frontend: Frontend::Absent,
+            watch: None,
+            read_at: None,
+            last_read: None,
+            attaching: Vec::new(),
+            detaching: Vec::new(),
+        }
+    }
+
+    fn uuid(&self) -> &str {
+        xenbus::uuid_of_vm(&self.domain.vm).unwrap_or("")
+    }
+
+    fn wanted(&self, policy: &GuestPolicy) -> bool {
+        self.wish.unwrap_or_else(|| policy.wants(&self.domain.name, self.uuid()))
+    }
+
+    fn report(&self, domid: u16) -> GuestReport {
+        let frontend = match self.frontend {
+            Frontend::State(state) => state,
+            Frontend::Absent | Frontend::Garbage => XenbusState::Unknown,
+        };
+        GuestReport {
+            domid,
+            name: self.domain.name.clone(),
+            uuid: self.uuid().to_string(),
+            attached: self.device.is_attached(),
+            backend_state: self.backend.to_string(),
+            frontend_state: frontend.to_string(),
+            generation: 0,
+        }
+    }
+}
+
+/// The task.
+struct Manager {
+    policy: GuestPolicy,
+    identity: Identity,
+    shared: Arc<Shared>,
+    store: Store,
+    changes: Arc<Changes>,
+    domain_watches: Option<[Watch; 2]>,
+    guests: BTreeMap<u16, Guest>,
+    /// From where the devices' time counts.
+    epoch: Instant,
+    rescan_at: Instant,
+    /// XenStore is lost.
+    disconnected: bool,
+}
+
+impl Manager {
+    async fn run(mut self, mut commands: mpsc::Receiver<Command>) {
+        let changes = self.changes.clone();
+        loop {
+            self.turn().await;
+            *self.shared.reports() = self.guests.iter().map(|(domid, guest)| guest.report(*domid)).collect();
+            tokio::select! {
+                command = commands.recv() => match command {
+                    Some(Command::Attach(domid, reply)) => self.attach(domid, reply).await,
+                    Some(Command::Detach(domid, reply)) => self.detach(domid, reply).await,
+                    Some(Command::Shutdown(done)) => {
+                        self.shutdown().await;
+                        // Whoever asked may have stopped waiting.
+                        let _ = done.send(());
+                        return;
+                    }
+                    // Nobody is left to ask for anything: the daemon is being torn down.
+                    None => return self.shutdown().await,
+                },
+                () = changes.wait() => {}
+                () = tokio::time::sleep_until(self.next_turn()) => {}
+            }
+        }
+    }
+
+    fn next_turn(&self) -> Instant {
+        if self.disconnected {
+            return self.rescan_at;
+        }
+        let guests = self.guests.values();
+        let deadlines = guests.clone().filter_map(|guest| guest.device.deadline()).map(|at| self.epoch + at);
+        let reads = guests.filter_map(|guest| guest.read_at);
+        deadlines.chain(reads).chain([self.rescan_at]).min().expect("there is the next scan at least")
+    }
+
+    /// Does whatever is due.
+    async fn turn(&mut self) {
+        let pending = self.changes.take();
+        let now = Instant::now();
+        if pending.domains {
+            self.rescan_at = now;
+        }
+        for domid in pending.frontends {
+            if let Some(guest) = self.guests.get_mut(&domid) {
+                let spaced = guest.last_read.map_or(now, |last| last + READ_SPACING);
+                guest.read_at.get_or_insert(now.max(spaced));
+            }
+        }
+        if now >= self.rescan_at {
+            self.rescan_at = now + if pending.domains { RESCAN_AFTER_EVENT } else { RESCAN };
+            let scanned = self.reconnect_and_scan().await;
+            self.check(scanned);
+        }
+        if self.disconnected {
+            return;
+        }
+        for domid in self.due(now, |guest, now| guest.read_at.is_some_and(|at| at <= now)) {
+            let read = self.read_frontend(domid).await;
+            self.check(read);
+        }
+        let epoch = self.epoch;
+        for domid in self.due(now, |guest, now| guest.device.deadline().is_some_and(|at| epoch + at <= now)) {
+            self.step(domid, Event::Tick).await;
+        }
+    }
+
+    fn due(&self, now: Instant, is_due: impl Fn(&Guest, Instant) -> bool) -> Vec<u16> {
+        self.guests.iter().filter(|(_, guest)| is_due(guest, now)).map(|(domid, _)| *domid).collect()
+    }
+
+    /// Notes an error, and whether XenStore is lost by it.
+    fn check(&mut self, result: Result<(), XenError>) {
+        let Err(error) = result else { return };
+        if error.is_disconnected() {
+            if !self.disconnected {
+                warn!("lost XenStore ({error}): guests keep the clock they have, trying again");
+            }
+            self.disconnected = true;
+            self.rescan_at = Instant::now() + RECONNECT;
+        } else {
+            warn!("{error}");
+        }
+    }
+
+    async fn connect_watches(&mut self) -> Result<(), XenError> {
+        self.domain_watches = Some(self.store.watch_domains().await?);
+        for (domid, guest) in &mut self.guests {
+            if guest.watch.is_some() {
+                guest.watch = Some(self.store.watch_frontend(*domid).await?);
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes the nodes that a predecessor left for domains that are gone or are not to have the clock. What it left
+    /// for the others is overwritten.
+    async fn remove_stale(&mut self) -> Result<(), XenError> {
+        self.scan().await?;
+        for domid in self.store.backends().await? {
+            if !self.guests.get(&domid).is_some_and(|guest| guest.device.is_attached()) {
+                info!("domain {domid}: removing what an earlier radclockd left");
+                self.store.remove(domid).await?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn reconnect_and_scan(&mut self) -> Result<(), XenError> {
+        if self.disconnected {
+            self.store = Store::connect(self.changes.clone()).await?;
+            self.connect_watches().await?;
+            self.disconnected = false;
+            info!("reached XenStore again");
+        }
+        self.scan().await
+    }
+
+    /// Brings the guests up to date with the domains there are.
+    async fn scan(&mut self) -> Result<(), XenError> {
+        let domids = self.store.domids().await?;
+        let known: BTreeSet<u16> = self.guests.keys().copied().collect();
+        for domid in &known - &domids {
+            self.forget(domid).await;
+        }
+        for domid in domids {
+            self.look_at(domid).await?;
+        }
+        Ok(())
+    }
+
+    /// Brings one guest up to date.
+    async fn look_at(&mut self, domid: u16) -> Result<(), XenError> {
+        let domain = self.store.domain(domid).await?;
+        if self.guests.get(&domid).is_some_and(|guest| domain.as_ref().is_none_or(|new| new.vm != guest.domain.vm)) {
+            self.forget(domid).await;
+        }
+        let Some(domain) = domain else { return Ok(()) };
+        let guest = self.guests.entry(domid).or_insert_with(|| Guest::new(domain.clone()));
+        guest.domain = domain;
+        match (guest.wanted(&self.policy), guest.device.is_attached()) {
+            (true, false) => self.step(domid, Event::Attach).await,
+            (false, true) => self.step(domid, Event::Detach).await,
+            _ => {}
+        }
+        Ok(())
+    }
+
+    async fn read_frontend(&mut self, domid: u16) -> Result<(), XenError> {
+        let Some(guest) = self.guests.get_mut(&domid) else { return Ok(()) };
+        guest.read_at = None;
+        guest.last_read = Some(Instant::now());
+        let frontend = self.store.frontend(domid).await?;
+        if frontend == Frontend::Absent {
+            // Removed by the guest, or with the whole domain.
+            self.look_at(domid).await?;
+        }
+        if let Some(guest) = self.guests.get_mut(&domid) {
+            guest.frontend = frontend;
+            self.step(domid, Event::Frontend(frontend)).await;
+        }
+        Ok(())
+    }
+
+    /// A domain is gone.
+    async fn forget(&mut self, domid: u16) {
+        self.step(domid, Event::Gone).await;
+        if let Some(guest) = self.guests.remove(&domid) {
+            answer(guest.attaching, &Err(XenError::Gone(domid).to_string()));
+            answer(guest.detaching, &Ok(()));
+        }
+    }
+
+    /// Feeds an event to a guest's device and carries out what it decides.
+    async fn step(&mut self, domid: u16, event: Event) {
+        let epoch = self.epoch;
+        let now = || Instant::now().duration_since(epoch);
+        let Some(guest) = self.guests.get_mut(&domid) else { return };
+        for action in guest.device.step(now(), event) {
+            debug!("domain {domid}: {event:?}: {action:?}");
+            let result = self.act(domid, action).await;
+            let Some(guest) = self.guests.get_mut(&domid) else { return };
+            match (action, result) {
+                (Action::Offer, Ok(())) => {
+                    guest.device.step(now(), Event::Offered);
+                    info!("domain {domid} ({}): offered the clock", guest.domain.name);
+                    answer(std::mem::take(&mut guest.attaching), &Ok(()));
+                }
+                (Action::Offer, Err(error)) => {
+                    guest.device.step(now(), Event::OfferFailed);
+                    answer(std::mem::take(&mut guest.attaching), &Err(error.to_string()));
+                    if matches!(error, XenError::Gone(_)) {
+                        debug!("{error}");
+                    } else {
+                        self.check(Err(error));
+                    }
+                }
+                // The clock is taken away whether or not the nodes can say so.
+                (_, result) => self.check(result),
+            }
+        }
+        if let Some(guest) = self.guests.get_mut(&domid)
+            && guest.device.is_idle()
+        {
+            answer(std::mem::take(&mut guest.detaching), &Ok(()));
+        }
+    }
+
+    async fn act(&mut self, domid: u16, action: Action) -> Result<(), XenError> {
+        let Some(guest) = self.guests.get_mut(&domid) else { return Ok(()) };
+        match action {
+            Action::Offer => {
+                if guest.watch.is_none() {
+                    guest.watch = Some(self.store.watch_frontend(domid).await?);
+                }
+                let offer = Offer { grant: GrantedPage::new(domid)?, port: Port::new(domid)? };
+                let (page_ref, port) = (offer.grant.reference(), offer.port.number());
+                {
+                    // From here on it is kept up to date: it is right before anybody can learn of it.
+                    let mut board = self.shared.board();
+                    offer.grant.page().write(&board.page);
+                    board.offers.insert(domid, offer);
+                }
+                let written = self.store.offer(domid, &guest.domain.vm, page_ref, port, &self.identity).await;
+                if written.is_err() {
+                    self.withdraw(domid);
+                } else {
+                    guest.backend = XenbusState::InitWait;
+                    guest.frontend = Frontend::State(XenbusState::Initialising);
+                }
+                written
+            }
+            Action::State(state) => {
+                if state != guest.backend {
+                    info!("domain {domid} ({}): {state}", guest.domain.name);
+                }
+                guest.backend = state;
+                self.store.write_state(domid, state).await
+            }
+            Action::Offline => self.store.write_offline(domid).await,
+            Action::Withdraw => {
+                self.withdraw(domid);
+                Ok(())
+            }
+            Action::Remove => {
+                guest.backend = XenbusState::Unknown;
+                guest.frontend = Frontend::Absent;
+                self.store.remove(domid).await
+            }
+        }
+    }
+
+    fn withdraw(&self, domid: u16) {
+        let offer = self.shared.board().offers.remove(&domid);
+        // Ended here, the board unlocked: the kernel may take its time.
+        drop(offer);
+    }
+
+    async fn attach(&mut self, domid: u16, reply: Reply) {
+        self.command(domid, true, reply).await;
+    }
+
+    async fn detach(&mut self, domid: u16, reply: Reply) {
+        self.command(domid, false, reply).await;
+    }
+
+    async fn command(&mut self, domid: u16, attach: bool, reply: Reply) {
+        let looked = if domid == 0 { Ok(()) } else { self.look_at(domid).await };
+        let refusal = match (&looked, self.guests.get_mut(&domid)) {
+            (Err(error), _) => Some(error.to_string()),
+            _ if domid == 0 => Some("Dom0 has the clock under /run/radclock, it is no guest".into()),
+            (Ok(()), None) => Some(format!("there is no domain {domid}")),
+            (Ok(()), Some(guest)) => {
+                guest.wish = Some(attach);
+                None
+            }
+        };
+        self.check(looked);
+        if let Some(refusal) = refusal {
+            return answer(vec![reply], &Err(refusal));
+        }
+        let Some(guest) = self.guests.get_mut(&domid) else { return };
+        if attach == guest.device.is_offered() && attach != guest.device.is_idle() {
+            return answer(vec![reply], &Ok(()));
+        }
+        if attach {
+            guest.attaching.push(reply);
+            answer(std::mem::take(&mut guest.detaching), &Err("attached again meanwhile".into()));
+        } else {
+            guest.detaching.push(reply);
+            answer(std::mem::take(&mut guest.attaching), &Err("detached meanwhile".into()));
+        }
+        self.step(domid, if attach { Event::Attach } else { Event::Detach }).await;
+    }
+
+    async fn shutdown(&mut self) {
+        // For domains that appear meanwhile.
+        self.policy = GuestPolicy::None;
+        for domid in self.guests.keys().copied().collect::<Vec<_>>() {
+            if let Some(guest) = self.guests.get_mut(&domid) {
+                guest.wish = Some(false);
+            }
+            self.step(domid, Event::Detach).await;
+        }
+        let deadline = Instant::now() + PATIENCE;
+        let changes = self.changes.clone();
+        while !self.disconnected && Instant::now() < deadline && !self.guests.values().all(|g| g.device.is_idle()) {
+            let until = self.next_turn().min(deadline);
+            tokio::select! {
+                () = changes.wait() => {}
+                () = tokio::time::sleep_until(until) => {}
+            }
+            self.turn().await;
+        }
+        for domid in self.guests.keys().copied().collect::<Vec<_>>() {
+            self.forget(domid).await;
+        }
+        if !self.disconnected {
+            let removed = self.store.remove_root().await;
+            self.check(removed);
+        }
+    }
+}
+
+fn answer(replies: Vec<Reply>, result: &Result<(), String>) {
+    for reply in replies {
+        // Whoever asked may have stopped waiting.
+        let _ = reply.send(result.clone());
+    }
+}

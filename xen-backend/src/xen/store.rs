@@ -1,0 +1,307 @@
+//! What the backend reads and writes in XenStore, and how it hears of changes. Thin: which nodes and when is
+//! [`super::guests`]' business.
+//!
+//! By xenstore-rs, whose limits are kept here: requests go one after the other (it takes up to 32 at once), each
+//! with a time limit (it does not notice that xenstored has died), and each watch has a task that takes its events
+//! at once (a watch that nobody empties blocks the whole connection after eight events).
+
+use std::collections::BTreeSet;
+use std::future::poll_fn;
+use std::io;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use futures_core::Stream;
+use radclock::xenbus::{self, XenbusState, node};
+use tokio::sync::{Notify, oneshot};
+use tokio::task::JoinHandle;
+use xenstore_rs::tokio::XsTokio;
+use xenstore_rs::{AsyncWatch, AsyncXs};
+
+use super::XenError;
+use super::device::Frontend;
+use super::transaction::{self, Directory, Permissions};
+
+/// How long xenstored has for an answer.
+const ANSWER: Duration = Duration::from_secs(5);
+/// How long a watch goes on taking events after its end. xenstore-rs forgets to tell xenstored of the end of a watch
+/// if one of its events arrives in between, so wait until the last ones have.
+const LINGER: Duration = Duration::from_secs(2);
+
+/// What a guest's device says in XenStore besides its states.
+#[derive(Clone, Debug)]
+pub struct Identity {
+    /// This boot of the host, 32 hexadecimal digits.
+    pub host_id: String,
+    /// The name of the time domain.
+    pub time_domain: String,
+}
+
+/// A domain, as XenStore has it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Domain {
+    /// Its `vm` node.
+    pub vm: String,
+    /// Its name, of which only Dom0 has the say.
+    pub name: String,
+}
+
+/// A connection to XenStore.
+pub struct Store {
+    xs: XsTokio,
+    changes: Arc<Changes>,
+}
+
+/// What has changed since it was last asked, however often it did.
+#[derive(Debug, Default)]
+pub struct Changes {
+    pending: Mutex<Pending>,
+    notify: Notify,
+}
+
+/// What has changed.
+#[derive(Debug, Default)]
+pub struct Pending {
+    /// Domains came or went.
+    pub domains: bool,
+    /// The frontends of these domains wrote their state.
+    pub frontends: BTreeSet<u16>,
+}
+
+impl Changes {
+    fn mark(&self, change: impl FnOnce(&mut Pending)) {
+        change(&mut self.pending.lock().unwrap_or_else(PoisonError::into_inner));
+        self.notify.notify_one();
+    }
+
+    /// Waits for a change.
+    pub async fn wait(&self) {
+        self.notify.notified().await;
+    }
+
+    /// What has changed since the last call.
+    pub fn take(&self) -> Pending {
+        std::mem::take(&mut self.pending.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+/// A watch. It ends when this is dropped.
+#[derive(Debug)]
+pub struct Watch {
+    /// Dropping it is what tells the task.
+    _stop: oneshot::Sender<()>,
+    _task: JoinHandle<()>,
+}
+
+impl Store {
+    /// Connects to the local xenstored.
+    pub async fn connect(changes: Arc<Changes>) -> Result<Store, XenError> {
+        Ok(Store { xs: XsTokio::new().await.map_err(XenError::NoXenStore)?, changes })
+    }
+
+    /// Watches domains coming and going.
+    pub async fn watch_domains(&self) -> Result<[Watch; 2], XenError> {
+        Ok([
+            self.watch("@introduceDomain", |pending| pending.domains = true).await?,
+            self.watch("@releaseDomain", |pending| pending.domains = true).await?,
+        ])
+    }
+
+    /// Watches a guest's frontend state.
+    pub async fn watch_frontend(&self, domid: u16) -> Result<Watch, XenError> {
+        let path = format!("{}/{}", xenbus::frontend_dir(domid), node::STATE);
+        self.watch(&path, move |pending| {
+            pending.frontends.insert(domid);
+        })
+        .await
+    }
+
+    async fn watch(&self, path: &str, mark: impl Fn(&mut Pending) + Send + 'static) -> Result<Watch, XenError> {
+        let mut events = limit("watch", path, self.xs.watch(path)).await?;
+        let changes = self.changes.clone();
+        let (stop, mut stopped) = oneshot::channel::<()>();
+        let task = tokio::spawn(async move {
+            loop {
+                tokio::select! {
+                    event = poll_fn(|cx| Pin::new(&mut events).poll_next(cx)) => match event {
+                        Some(_) => changes.mark(&mark),
+                        None => return,
+                    },
+                    _ = &mut stopped => break,
+                }
+            }
+            let rest = async { while poll_fn(|cx| Pin::new(&mut events).poll_next(cx)).await.is_some() {} };
+            // Running into the limit is what is expected.
+            let _ = tokio::time::timeout(LINGER, rest).await;
+        });
+        Ok(Watch { _stop: stop, _task: task })
+    }
+
+    /// The domains there are, without Dom0.
+    pub async fn domids(&self) -> Result<BTreeSet<u16>, XenError> {
+        let mut domids = self.numbers(xenbus::DOMAINS).await?;
+        domids.remove(&0);
+        Ok(domids)
+    }
+
+    /// The domains for which there are backend nodes, whoever left them.
+    pub async fn backends(&self) -> Result<BTreeSet<u16>, XenError> {
+        self.numbers(xenbus::BACKEND_ROOT).await
+    }
+
+    async fn numbers(&self, path: &str) -> Result<BTreeSet<u16>, XenError> {
+        let children = limit("list", path, async {
+            match self.xs.directory(path).await {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+                result => result,
+            }
+        })
+        .await?;
+        Ok(children.iter().filter_map(|child| child.parse().ok()).collect())
+    }
+
+    /// What there is of a domain; nothing if it is gone.
+    pub async fn domain(&self, domid: u16) -> Result<Option<Domain>, XenError> {
+        let directory = xenbus::domain_dir(domid);
+        let Some(vm) = self.read(&format!("{directory}/vm")).await? else { return Ok(None) };
+        let name = self.read(&format!("{directory}/name")).await?.unwrap_or_default();
+        Ok(Some(Domain { vm, name }))
+    }
+
+    /// The state that a guest's frontend has written.
+    pub async fn frontend(&self, domid: u16) -> Result<Frontend, XenError> {
+        let path = format!("{}/{}", xenbus::frontend_dir(domid), node::STATE);
+        let state = limit("read", &path, async {
+            match self.xs.read(&path).await {
+                Ok(text) => Ok(XenbusState::parse(&text).map_or(Frontend::Garbage, Frontend::State)),
+                Err(error) => match error.kind() {
+                    io::ErrorKind::NotFound => Ok(Frontend::Absent),
+                    // Not UTF-8.
+                    io::ErrorKind::InvalidData => Ok(Frontend::Garbage),
+                    _ => Err(error),
+                },
+            }
+        });
+        state.await
+    }
+
+    async fn read(&self, path: &str) -> Result<Option<String>, XenError> {
+        limit("read", path, async {
+            match self.xs.read(path).await {
+                Ok(value) => Ok(Some(value.into())),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+                Err(error) => Err(error),
+            }
+        })
+        .await
+    }
+
+    /// Writes a device's nodes of both ends: the backend InitWait, the frontend Initialising.
+    ///
+    /// # Errors
+    ///
+    /// [`XenError::Gone`] if the domain is no longer `vm`.
+    pub async fn offer(
+        &self,
+        domid: u16,
+        vm: &str,
+        page_ref: u32,
+        port: u32,
+        identity: &Identity,
+    ) -> Result<(), XenError> {
+        let condition = (format!("{}/vm", xenbus::domain_dir(domid)), vm.to_string());
+        let frontend = Directory {
+            path: xenbus::frontend_dir(domid),
+            permissions: Permissions { owner: domid, reader: 0 },
+            nodes: vec![
+                (node::BACKEND, xenbus::backend_dir(domid)),
+                (node::BACKEND_ID, "0".into()),
+                (node::STATE, XenbusState::Initialising.number()),
+            ],
+        };
+        let backend = Directory {
+            path: xenbus::backend_dir(domid),
+            permissions: Permissions { owner: 0, reader: domid },
+            nodes: vec![
+                (node::FRONTEND, xenbus::frontend_dir(domid)),
+                (node::FRONTEND_ID, domid.to_string()),
+                (node::ONLINE, "1".into()),
+                (node::VERSION, xenbus::PROTOCOL_VERSION.into()),
+                (node::PAGE_REF, page_ref.to_string()),
+                (node::EVENT_CHANNEL, port.to_string()),
+                (node::HOST_ID, identity.host_id.clone()),
+                (node::TIME_DOMAIN, identity.time_domain.clone()),
+                (node::STATE, XenbusState::InitWait.number()),
+            ],
+        };
+        let path = backend.path.clone();
+        let written = tokio::task::spawn_blocking(move || {
+            transaction::write_if((&condition.0, &condition.1), &[backend, frontend])
+        })
+        .await
+        .unwrap_or_else(|panic| Err(io::Error::other(panic)));
+        written.map_err(|source| match source.kind() {
+            io::ErrorKind::NotFound => XenError::Gone(domid),
+            _ => XenError::Store { what: "write", path, source },
+        })
+    }
+
+    /// Writes the backend's state.
+    pub async fn write_state(&self, domid: u16, state: XenbusState) -> Result<(), XenError> {
+        self.write_backend(domid, node::STATE, &state.number()).await
+    }
+
+    /// Says that the device is being taken away for good.
+    pub async fn write_offline(&self, domid: u16) -> Result<(), XenError> {
+        self.write_backend(domid, node::ONLINE, "0").await
+    }
+
+    async fn write_backend(&self, domid: u16, name: &str, value: &str) -> Result<(), XenError> {
+        let path = format!("{}/{name}", xenbus::backend_dir(domid));
+        limit("write", &path, self.xs.write(&path, value)).await
+    }
+
+    /// Removes a device's nodes of both ends, as far as there are any.
+    pub async fn remove(&self, domid: u16) -> Result<(), XenError> {
+        let backend = self.remove_tree(&xenbus::backend_root(domid)).await;
+        let frontend = self.remove_tree(&xenbus::frontend_root(domid)).await;
+        backend.and(frontend)
+    }
+
+    /// Removes the parent of all backend directories.
+    pub async fn remove_root(&self) -> Result<(), XenError> {
+        self.remove_tree(xenbus::BACKEND_ROOT).await
+    }
+
+    async fn remove_tree(&self, path: &str) -> Result<(), XenError> {
+        limit("remove", path, async {
+            match self.xs.rm(path).await {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+                result => result,
+            }
+        })
+        .await
+    }
+}
+
+/// A request that must be answered within [`ANSWER`].
+async fn limit<T>(what: &'static str, path: &str, request: impl Future<Output = io::Result<T>>) -> Result<T, XenError> {
+    tokio::time::timeout(ANSWER, request)
+        .await
+        .unwrap_or_else(|_| Err(io::Error::new(io::ErrorKind::TimedOut, "xenstored does not answer")))
+        .map_err(|source| XenError::Store { what, path: path.into(), source })
+}
+
+impl XenError {
+    /// Whether the connection to xenstored is lost, so that only a new one helps.
+    pub(super) fn is_disconnected(&self) -> bool {
+        match self {
+            XenError::NoXenStore(_) => true,
+            XenError::Store { source, .. } => {
+                matches!(source.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::TimedOut)
+            }
+            _ => false,
+        }
+    }
+}
