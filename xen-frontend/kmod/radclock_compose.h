@@ -30,7 +30,7 @@ struct radclock_time_info {
 /* What composing adds to the bound, besides its own rounding. */
 struct radclock_added {
 	uint64_t nanos;		/* error of system time at the reference, ns */
-	uint64_t rate;		/* relative error of the TSC's scale, 2^-64; at most 2^63 */
+	uint64_t rate;		/* relative error of the TSC's scale, 2^-64 */
 };
 
 /* The parameters of a page, named as there. */
@@ -186,8 +186,7 @@ static inline bool radclock_compose(const struct radclock_params *wire,
 	radclock_s128 span;
 	int bits, shift;
 
-	if (!radclock_time_info_valid(info) || !wire->counter_period_frac_sec || wire_shift > 63 ||
-	    added->rate > 1ULL << 63)
+	if (!radclock_time_info_valid(info) || !wire->counter_period_frac_sec || wire_shift > 63)
 		return false;
 
 	/* The time at tsc, rounded towards minus infinity. */
@@ -222,7 +221,10 @@ static inline bool radclock_compose(const struct radclock_params *wire,
 	bound += 1;
 	if (bound >> 64)
 		return false;
-	bound += (((radclock_u128)period + bound) * added->rate >> 64) + 1;
+	/* The sum has 65 bits, so it is multiplied in two parts. */
+	product = (radclock_u128)period + bound;
+	bound += (product >> 64) * added->rate +
+		 ((radclock_u128)(uint64_t)product * added->rate >> 64) + 1;
 	if (bound >> 64)
 		return false;
 	rate = (uint64_t)bound;

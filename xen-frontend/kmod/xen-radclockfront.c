@@ -1,0 +1,1023 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * Frontend of the XenBus device "radclock": the clock that Dom0 shares.
+ *
+ * It maps the backend's page (parameters over Xen system time), composes it with
+ * the vCPUs' time records (guest TSC to Xen system time), and keeps the result
+ * in a page of its own, /dev/vmclock0, for every process to map. Protocol and
+ * page: radclockif.h; arithmetic: radclock_compose.h. It sets no clock and
+ * decides nothing: what a program does with the time is the program's business.
+ *
+ * Page and device exist from load to unload, whether a backend is there or not.
+ *
+ * Contexts: XenBus callbacks, the work, the PM callbacks and read() all run in
+ * process context and take radclock.lock; the event channel's handler only
+ * queues the work. docs/driver.md has the whole table.
+ */
+#define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
+
+#include <linux/cpuhotplug.h>
+#include <linux/device.h>
+#include <linux/fs.h>
+#include <linux/math64.h>
+#include <linux/miscdevice.h>
+#include <linux/mm.h>
+#include <linux/module.h>
+#include <linux/mutex.h>
+#include <linux/platform_device.h>
+#include <linux/random.h>
+#include <linux/slab.h>
+#include <linux/uaccess.h>
+#include <linux/version.h>
+#include <linux/workqueue.h>
+
+#include <asm/msr.h>
+#include <asm/pvclock.h>
+#include <asm/tsc.h>
+#include <asm/xen/hypercall.h>
+
+#include <xen/events.h>
+#include <xen/grant_table.h>
+#include <xen/interface/hvm/hvm_op.h>
+#include <xen/interface/vcpu.h>
+#include <xen/xen-ops.h>
+#include <xen/xen.h>
+#include <xen/xenbus.h>
+
+#include "radclock_compose.h"
+
+/* Xen's public/hvm/hvm_op.h; the kernel's copy of it lacks this one. */
+#define RADCLOCK_HVMOP_GET_TIME	10
+
+struct radclock_hvm_get_time {
+	u64 now;	/* Xen system time, ns */
+};
+
+/*
+ * How far the published page may run away from the vCPUs' records between two
+ * looks at them, ns, and how often to look at most and at least.
+ */
+#define TARGET_DRIFT_NS		200
+#define MIN_INTERVAL_NS		(4 * NSEC_PER_MSEC)
+#define MAX_INTERVAL_NS		NSEC_PER_SEC
+
+/*
+ * What is assumed of steps (ns) and of the scale's wander (2^-64; here 100 ppm)
+ * until observation has replaced it: both maxima decay by half in 6 s.
+ */
+#define INITIAL_STEP_NS		1000
+#define INITIAL_WANDER		1844674407370955ULL
+#define DECAY_SHIFT		33
+/* No observed rate counts for more than 0.4 %. */
+#define MAX_WANDER		(1ULL << 56)
+
+/* An update takes the backend a microsecond; it may lose its CPU in the midst. */
+#define WIRE_TRIES		1000
+#define WIRE_STUCK		HZ
+
+/* Xen holds a record's version odd for some stores only. */
+#define RECORD_TRIES		100
+
+/* All of the page that either side uses, in words. */
+#define PAGE_WORDS		((RADCLOCK_EXTENSION_OFFSET + \
+				  sizeof(struct radclock_extension)) / sizeof(u64))
+
+#define FRONTEND_DIR		"device/radclock/0"
+
+/* One consistent look at a vCPU's record. */
+struct radclock_sample {
+	struct radclock_time_info info;
+	u64 tsc;
+	u64 system_time;	/* by info, at tsc */
+	u64 disagreement;	/* with HVMOP_get_time, ns */
+};
+
+struct radclock {
+	struct mutex lock;	/* all of this struct, and writing to page */
+	struct delayed_work work;
+	struct platform_device *pdev;
+	enum cpuhp_state cpuhp;
+
+	/* The page that processes see, and what was composed last. */
+	struct radclock_page *page;
+	u64 disruption_marker;
+	bool published;
+	struct radclock_time_info info;
+	u64 tsc;
+
+	/* Decaying maxima of what was observed. */
+	u64 step;		/* ns */
+	u64 wander;		/* 2^-64 */
+
+	/* XenBus. */
+	struct xenbus_device *xdev;
+	bool suspended;		/* nothing is to be mapped */
+	bool resumed;		/* xdev is to be looked after */
+
+	/* The connection; mapping is NULL without one. */
+	struct page *mapping;
+	grant_handle_t handle;
+	u32 page_ref;
+	u32 port;
+	int irq;
+	bool event;		/* set by the handler: an EOI is due */
+
+	/* The last good copy of the wire page; outlives the connection. */
+	struct radclock_page wire;
+	struct radclock_page scratch;
+	bool have_wire;
+	bool have_host_id;
+	u8 host_id[sizeof_field(struct radclock_extension, host_id)];
+	u64 wire_marker;
+	enum radclock_page_fault fault;
+	bool stuck;
+	unsigned long stuck_since;
+};
+
+static struct radclock radclock;
+
+/* Xen writes the record of each vCPU here, or where the kernel already has it. */
+static DEFINE_PER_CPU_ALIGNED(struct pvclock_vcpu_time_info, radclock_time_area);
+static DEFINE_PER_CPU(struct pvclock_vcpu_time_info *, radclock_time);
+
+/*
+ * The vCPUs' time records
+ */
+
+/*
+ * A vCPU has one place besides vcpu_info to which Xen copies its record. The
+ * kernel takes that of CPU 0 for the vDSO if the TSC is stable; it is read there
+ * then, because registering another would stop the vDSO's clock.
+ */
+static void radclock_register_time_area(unsigned int cpu)
+{
+	struct pvclock_vcpu_time_info *info = per_cpu_ptr(&radclock_time_area, cpu);
+	struct vcpu_register_time_memory_area area = { .addr.v = info };
+	struct pvclock_vsyscall_time_info *vdso = pvclock_get_pvti_cpu0_va();
+	int err;
+
+	if (cpu == 0 && vdso) {
+		per_cpu(radclock_time, cpu) = &vdso->pvti;
+		return;
+	}
+	err = HYPERVISOR_vcpu_op(VCPUOP_register_vcpu_time_memory_area, xen_vcpu_nr(cpu), &area);
+	if (err)
+		pr_warn_once("Xen gives no time record for CPU %u (%d): it is left out\n", cpu, err);
+	per_cpu(radclock_time, cpu) = err ? NULL : info;
+}
+
+static int radclock_cpu_online(unsigned int cpu)
+{
+	radclock_register_time_area(cpu);
+	return 0;
+}
+
+static int radclock_cpu_offline(unsigned int cpu)
+{
+	struct vcpu_register_time_memory_area none = { .addr.v = NULL };
+
+	if (per_cpu(radclock_time, cpu) == per_cpu_ptr(&radclock_time_area, cpu))
+		HYPERVISOR_vcpu_op(VCPUOP_register_vcpu_time_memory_area, xen_vcpu_nr(cpu), &none);
+	per_cpu(radclock_time, cpu) = NULL;
+	return 0;
+}
+
+static struct radclock_time_info radclock_copy_info(const struct pvclock_vcpu_time_info *src)
+{
+	return (struct radclock_time_info) {
+		.tsc_timestamp = src->tsc_timestamp,
+		.system_time = src->system_time,
+		.tsc_to_system_mul = src->tsc_to_system_mul,
+		.tsc_shift = src->tsc_shift,
+	};
+}
+
+/* The record of any vCPU, as it stands. */
+static bool radclock_read_info(unsigned int cpu, struct radclock_time_info *info)
+{
+	const struct pvclock_vcpu_time_info *src = per_cpu(radclock_time, cpu);
+	unsigned int version, try;
+
+	for (try = 0; src && try < RECORD_TRIES; try++) {
+		version = pvclock_read_begin(src);
+		*info = radclock_copy_info(src);
+		if (!pvclock_read_retry(src, version))
+			return version && radclock_time_info_valid(info);
+	}
+	return false;
+}
+
+/*
+ * The record of this vCPU with the TSC that belongs to it. Xen brings it up to
+ * date whenever it lets the vCPU run, so it is the newest there is; but the copy
+ * can fail when it happens in user mode with the kernel's pages unmapped (PTI in
+ * PVH), so it is held against Xen's own answer.
+ */
+static bool radclock_sample(struct radclock_sample *sample)
+{
+	const struct pvclock_vcpu_time_info *src;
+	struct radclock_hvm_get_time xen;
+	unsigned int version, try;
+	bool valid = false;
+	u64 before, early;
+	int err;
+
+	preempt_disable();
+	src = this_cpu_read(radclock_time);
+	for (try = 0; src && !valid && try < RECORD_TRIES; try++) {
+		version = pvclock_read_begin(src);
+		sample->info = radclock_copy_info(src);
+		before = rdtsc_ordered();
+		err = HYPERVISOR_hvm_op(RADCLOCK_HVMOP_GET_TIME, &xen);
+		sample->tsc = rdtsc_ordered();
+		valid = version && !pvclock_read_retry(src, version);
+	}
+	preempt_enable();
+
+	if (!valid || !radclock_time_info_valid(&sample->info))
+		return false;
+	early = radclock_system_time(&sample->info, before);
+	sample->system_time = radclock_system_time(&sample->info, sample->tsc);
+	sample->disagreement = 0;
+	if (!err && (s64)(early - xen.now) > 0)
+		sample->disagreement = early - xen.now;
+	else if (!err && (s64)(xen.now - sample->system_time) > 0)
+		sample->disagreement = xen.now - sample->system_time;
+	return true;
+}
+
+/*
+ * The bound's share of the driver
+ */
+
+static void radclock_reset_observations(struct radclock *rc)
+{
+	rc->published = false;
+	rc->step = INITIAL_STEP_NS;
+	rc->wander = INITIAL_WANDER;
+}
+
+static u64 radclock_abs_diff(u64 a, u64 b)
+{
+	return (s64)(a - b) < 0 ? b - a : a - b;
+}
+
+/* The relative difference of two scales in 2^-64, at most MAX_WANDER. */
+static u64 radclock_scale_diff(const struct radclock_time_info *a,
+			       const struct radclock_time_info *b)
+{
+	u64 old = b->tsc_to_system_mul, diff, rate;
+
+	/* Xen keeps mul above 2^31, so that another shift is another frequency. */
+	if (a->tsc_shift != b->tsc_shift)
+		return MAX_WANDER;
+	diff = radclock_abs_diff(a->tsc_to_system_mul, old);
+	rate = div64_u64(diff << 32, old);
+	return rate >= MAX_WANDER >> 32 ? MAX_WANDER : rate << 32;
+}
+
+/*
+ * What the page that is about to be replaced was wrong by, and how the records
+ * differ among each other.
+ */
+static void radclock_observe(struct radclock *rc, const struct radclock_sample *now)
+{
+	u64 elapsed, step = now->disagreement, wander = 0;
+	struct radclock_time_info other;
+	unsigned int cpu;
+
+	if (rc->published) {
+		u64 then = radclock_system_time(&rc->info, rc->tsc);
+		u64 predicted = radclock_system_time(&rc->info, now->tsc);
+
+		step = max(step, radclock_abs_diff(now->system_time, predicted));
+		wander = radclock_scale_diff(&now->info, &rc->info);
+
+		elapsed = radclock_abs_diff(now->system_time, then);
+		elapsed = min(elapsed, 1ULL << DECAY_SHIFT);
+		rc->step -= mul_u64_u64_shr(rc->step, elapsed, DECAY_SHIFT);
+		rc->wander -= mul_u64_u64_shr(rc->wander, elapsed, DECAY_SHIFT);
+	}
+	rc->wander = max(rc->wander, wander);
+
+	/*
+	 * The record of a vCPU that has not run for a while is as old as that, and
+	 * renewed before it runs again: what its age explains does not count.
+	 */
+	for_each_online_cpu(cpu) {
+		u64 spread, age, explained;
+
+		if (!radclock_read_info(cpu, &other))
+			continue;
+		spread = radclock_abs_diff(radclock_system_time(&other, now->tsc),
+					   now->system_time);
+		age = radclock_abs_diff(now->system_time, other.system_time);
+		explained = mul_u64_u64_shr(rc->wander, age, 64);
+		if (spread > explained)
+			step = max(step, spread - explained);
+	}
+	rc->step = max(rc->step, step);
+}
+
+/* When to look again, ns. */
+static u64 radclock_interval(const struct radclock *rc)
+{
+	u64 interval = div64_u64((u64)TARGET_DRIFT_NS << 56, (rc->wander >> 8) + 1);
+
+	return clamp(interval, (u64)MIN_INTERVAL_NS, (u64)MAX_INTERVAL_NS);
+}
+
+/*
+ * The page that processes see
+ */
+
+/* What stands in the page whatever happens; seq_count does not cover it. */
+static void radclock_init_page(struct radclock_page *page)
+{
+	page->abi.magic = RADCLOCK_VMCLOCK_MAGIC;
+	page->abi.size = RADCLOCK_PAGE_SIZE;
+	page->abi.version = RADCLOCK_VMCLOCK_VERSION;
+	page->abi.counter_id = RADCLOCK_COUNTER_X86_TSC;
+	page->abi.time_type = RADCLOCK_TIME_UTC;
+	page->abi.clock_status = RADCLOCK_STATUS_INITIALIZING;
+	page->ext.magic = RADCLOCK_EXTENSION_MAGIC;
+	page->ext.version = RADCLOCK_EXTENSION_VERSION;
+}
+
+/*
+ * Publishes @clock with what else stands in the wire page; or, without a clock,
+ * only @status: nothing that could be taken for parameters stays in the page.
+ */
+static void radclock_publish(struct radclock *rc, u8 status, const struct radclock_params *clock,
+			     u64 valid_nanos)
+{
+	static const struct radclock_params none;
+	const u64 taken = RADCLOCK_FLAG_DISRUPTION_SOON | RADCLOCK_FLAG_DISRUPTION_IMMINENT |
+			  RADCLOCK_FLAG_TAI_OFFSET_VALID;
+	struct radclock_vmclock *abi = &rc->page->abi;
+	struct radclock_extension *ext = &rc->page->ext;
+	const struct radclock_page *wire = &rc->wire;
+	u32 seq = abi->seq_count;
+
+	/* Pairs with the reader's barrier after it has read an even seq_count. */
+	WRITE_ONCE(abi->seq_count, seq + 1);
+	smp_wmb();
+
+	abi->disruption_marker = rc->disruption_marker;
+	abi->clock_status = status;
+	abi->flags = 0;
+	if (clock)
+		abi->flags = (wire->abi.flags & taken) | RADCLOCK_FLAG_PERIOD_MAXERROR_VALID |
+			     RADCLOCK_FLAG_TIME_MAXERROR_VALID;
+	else
+		clock = &none;
+	abi->leap_second_smearing_hint = wire->abi.leap_second_smearing_hint;
+	abi->tai_offset_sec = wire->abi.tai_offset_sec;
+	abi->leap_indicator = wire->abi.leap_indicator;
+	abi->counter_period_shift = clock->counter_period_shift;
+	abi->counter_value = clock->counter_value;
+	abi->counter_period_frac_sec = clock->counter_period_frac_sec;
+	abi->counter_period_maxerror_rate_frac_sec = clock->counter_period_maxerror_rate_frac_sec;
+	abi->time_sec = clock->time_sec;
+	abi->time_frac_sec = clock->time_frac_sec;
+	abi->time_maxerror_nanosec = clock->time_maxerror_nanosec;
+	memcpy(ext->host_id, wire->ext.host_id, sizeof(ext->host_id));
+	ext->generation = wire->ext.generation;
+	ext->valid_nanos = valid_nanos;
+
+	/* Pairs with the reader's barrier before it reads seq_count again. */
+	smp_wmb();
+	WRITE_ONCE(abi->seq_count, seq + 2);
+}
+
+/* No parameters from before count from now on. */
+static void radclock_disrupt(struct radclock *rc)
+{
+	rc->have_wire = false;
+	rc->disruption_marker++;
+	radclock_reset_observations(rc);
+	radclock_publish(rc, RADCLOCK_STATUS_UNRELIABLE, NULL, 0);
+}
+
+/*
+ * The backend's page
+ */
+
+static const char *radclock_fault_text(enum radclock_page_fault fault)
+{
+	switch (fault) {
+	case RADCLOCK_PAGE_LAYOUT:
+		return "not a page of this version";
+	case RADCLOCK_PAGE_COUNTER:
+		return "not over Xen system time, or not in UTC";
+	case RADCLOCK_PAGE_STATUS:
+		return "unknown status";
+	case RADCLOCK_PAGE_NO_BOUND:
+		return "no bound on the error";
+	case RADCLOCK_PAGE_PERIOD:
+		return "impossible period of the counter";
+	case RADCLOCK_PAGE_TIME:
+		return "impossible time";
+	case RADCLOCK_PAGE_OK:
+		break;
+	}
+	return "fine";
+}
+
+/* Copies the wire page to scratch in one piece. Each word is read once. */
+static bool radclock_copy_wire(struct radclock *rc)
+{
+	const u64 *src = page_address(rc->mapping);
+	const struct radclock_page *wire = (const void *)src;
+	u64 *dst = (u64 *)&rc->scratch;
+	unsigned int try, i;
+	u32 seq;
+
+	for (try = 0; try < WIRE_TRIES; try++, cpu_relax()) {
+		seq = READ_ONCE(wire->abi.seq_count);
+		if (seq & 1)
+			continue;
+		/* Pairs with the backend's barrier after an odd seq_count. */
+		virt_rmb();
+		for (i = 0; i < PAGE_WORDS; i++)
+			dst[i] = READ_ONCE(src[i]);
+		/* Pairs with the backend's barrier before an even seq_count. */
+		virt_rmb();
+		if (READ_ONCE(wire->abi.seq_count) == seq) {
+			rc->scratch.abi.seq_count = seq;
+			return true;
+		}
+	}
+	return false;
+}
+
+/* Takes over what the backend has written, if anything. True if it has. */
+static bool radclock_refresh_wire(struct radclock *rc)
+{
+	const struct radclock_page *new = &rc->scratch;
+	enum radclock_page_fault fault;
+
+	if (!radclock_copy_wire(rc)) {
+		if (!rc->stuck) {
+			rc->stuck = true;
+			rc->stuck_since = jiffies;
+		} else if (rc->have_wire && time_after(jiffies, rc->stuck_since + WIRE_STUCK)) {
+			pr_warn_ratelimited("the backend's page is stuck in an update: unreliable\n");
+			radclock_disrupt(rc);
+		}
+		return false;
+	}
+	rc->stuck = false;
+
+	if (rc->have_wire && new->abi.seq_count == rc->wire.abi.seq_count)
+		return false;
+	fault = radclock_check_wire(new);
+	if (fault) {
+		if (rc->have_wire || fault != rc->fault) {
+			pr_warn_ratelimited("the backend's page is unusable (%s): unreliable\n",
+					    radclock_fault_text(fault));
+			radclock_disrupt(rc);
+		}
+		rc->fault = fault;
+		return false;
+	}
+	rc->fault = RADCLOCK_PAGE_OK;
+
+	if (rc->have_host_id &&
+	    (memcmp(rc->host_id, new->ext.host_id, sizeof(rc->host_id)) ||
+	     rc->wire_marker != new->abi.disruption_marker))
+		radclock_disrupt(rc);
+	memcpy(rc->host_id, new->ext.host_id, sizeof(rc->host_id));
+	rc->wire_marker = new->abi.disruption_marker;
+	rc->have_host_id = true;
+	rc->wire = *new;
+	rc->have_wire = true;
+	return true;
+}
+
+/* Composes and publishes. When to do it again, ns; 0: at the next event. */
+static u64 radclock_update(struct radclock *rc)
+{
+	const struct radclock_page *wire = &rc->wire;
+	struct radclock_params params, clock;
+	struct radclock_sample now;
+	struct radclock_added added;
+	u8 status = wire->abi.clock_status;
+	u64 valid;
+
+	if (!rc->have_wire)
+		return rc->mapping ? MAX_INTERVAL_NS : 0;
+	if (!radclock_readable(status)) {
+		radclock_publish(rc, status, NULL, 0);
+		return MAX_INTERVAL_NS;
+	}
+	if (!radclock_sample(&now)) {
+		radclock_publish(rc, RADCLOCK_STATUS_UNRELIABLE, NULL, 0);
+		return MAX_INTERVAL_NS;
+	}
+
+	radclock_observe(rc, &now);
+	added.nanos = rc->step;
+	added.rate = rc->wander;
+	params = radclock_page_params(wire);
+	if (!radclock_compose(&params, &now.info, now.tsc, &added, &clock)) {
+		pr_warn_ratelimited("the backend's parameters do not fit: unreliable\n");
+		radclock_disrupt(rc);
+		return MAX_INTERVAL_NS;
+	}
+	valid = radclock_valid_left(wire->ext.valid_nanos, params.counter_value, &now.info,
+				    now.tsc);
+	if (!valid)
+		status = RADCLOCK_STATUS_FREERUNNING;
+	radclock_publish(rc, status, &clock, valid);
+	rc->published = true;
+	rc->info = now.info;
+	rc->tsc = now.tsc;
+	return radclock_interval(rc);
+}
+
+/*
+ * The connection
+ */
+
+static irqreturn_t radclock_event(int irq, void *data)
+{
+	struct radclock *rc = data;
+
+	/* The EOI comes from the work, so that a backend cannot flood us. */
+	WRITE_ONCE(rc->event, true);
+	mod_delayed_work(system_freezable_wq, &rc->work, 0);
+	return IRQ_HANDLED;
+}
+
+static int radclock_map(struct radclock *rc, u32 page_ref)
+{
+	struct gnttab_map_grant_ref op;
+	struct page *page;
+	int err;
+
+	err = gnttab_alloc_pages(1, &page);
+	if (err)
+		return err;
+	gnttab_set_map_op(&op, (unsigned long)page_address(page),
+			  GNTMAP_host_map | GNTMAP_readonly, page_ref, rc->xdev->otherend_id);
+	err = gnttab_map_refs(&op, NULL, &page, 1);
+	if (!err && op.status != GNTST_okay)
+		err = -EINVAL;
+	if (err) {
+		gnttab_free_pages(1, &page);
+		return err;
+	}
+	rc->mapping = page;
+	rc->handle = op.handle;
+	rc->page_ref = page_ref;
+	rc->stuck = false;
+	rc->fault = RADCLOCK_PAGE_OK;
+	return 0;
+}
+
+static void radclock_disconnect(struct radclock *rc)
+{
+	struct gnttab_unmap_grant_ref op;
+
+	if (rc->irq)
+		unbind_from_irqhandler(rc->irq, rc);
+	rc->irq = 0;
+	rc->event = false;
+
+	if (!rc->mapping)
+		return;
+	gnttab_set_unmap_op(&op, (unsigned long)page_address(rc->mapping),
+			    GNTMAP_host_map | GNTMAP_readonly, rc->handle);
+	if (gnttab_unmap_refs(&op, NULL, &rc->mapping, 1) || op.status != GNTST_okay)
+		pr_warn("cannot unmap the backend's page (%d): it is leaked\n", op.status);
+	else
+		gnttab_free_pages(1, &rc->mapping);
+	rc->mapping = NULL;
+}
+
+/* Takes what the backend offers, unless it is what we have. */
+static void radclock_connect(struct radclock *rc)
+{
+	struct xenbus_device *xdev = rc->xdev;
+	u32 version, page_ref, port;
+	int err;
+
+	err = xenbus_gather(XBT_NIL, xdev->otherend, "version", "%u", &version,
+			    "page-ref", "%u", &page_ref, "event-channel", "%u", &port, NULL);
+	if (err) {
+		xenbus_dev_error(xdev, err, "reading version, page-ref and event-channel");
+		return;
+	}
+	if (version != RADCLOCK_PROTOCOL_VERSION) {
+		xenbus_dev_error(xdev, -EPROTO, "protocol version %u, only %u is known", version,
+				 RADCLOCK_PROTOCOL_VERSION);
+		xenbus_switch_state(xdev, XenbusStateClosed);
+		return;
+	}
+	if (rc->mapping) {
+		if (page_ref == rc->page_ref && port == rc->port)
+			return;
+		/* The page goes on from the last copy meanwhile. */
+		radclock_disconnect(rc);
+		xenbus_switch_state(xdev, XenbusStateInitialising);
+	}
+
+	err = radclock_map(rc, page_ref);
+	if (err) {
+		xenbus_dev_error(xdev, err, "mapping page-ref %u", page_ref);
+		return;
+	}
+	err = bind_interdomain_evtchn_to_irqhandler_lateeoi(xdev, port, radclock_event, 0,
+							    "radclock", rc);
+	if (err < 0) {
+		xenbus_dev_error(xdev, err, "binding event-channel %u", port);
+		radclock_disconnect(rc);
+		return;
+	}
+	rc->irq = err;
+	rc->port = port;
+
+	err = xenbus_printf(XBT_NIL, xdev->nodename, "version", "%u", RADCLOCK_PROTOCOL_VERSION);
+	if (err)
+		xenbus_dev_error(xdev, err, "writing version");
+	xenbus_switch_state(xdev, XenbusStateConnected);
+	mod_delayed_work(system_freezable_wq, &rc->work, 0);
+	dev_info(&xdev->dev, "connected to domain %d\n", xdev->otherend_id);
+}
+
+/*
+ * XenBus
+ */
+
+static void radclock_backend_changed(struct xenbus_device *xdev, enum xenbus_state state)
+{
+	struct radclock *rc = &radclock;
+
+	mutex_lock(&rc->lock);
+	if (rc->xdev != xdev || rc->suspended)
+		goto out;
+
+	switch (state) {
+	case XenbusStateInitWait:
+	case XenbusStateInitialised:
+	case XenbusStateConnected:
+		radclock_connect(rc);
+		break;
+	case XenbusStateUnknown:
+	case XenbusStateClosing:
+	case XenbusStateClosed:
+		if (rc->mapping) {
+			dev_info(&xdev->dev, "the backend closes\n");
+			radclock_disconnect(rc);
+		}
+		if (rc->have_wire)
+			radclock_disrupt(rc);
+		if (state != XenbusStateUnknown)
+			xenbus_frontend_closed(xdev);
+		break;
+	default:
+		break;
+	}
+out:
+	mutex_unlock(&rc->lock);
+}
+
+static int radclock_probe(struct xenbus_device *xdev, const struct xenbus_device_id *id)
+{
+	struct radclock *rc = &radclock;
+
+	mutex_lock(&rc->lock);
+	if (rc->xdev) {
+		mutex_unlock(&rc->lock);
+		return -EBUSY;
+	}
+	rc->xdev = xdev;
+	/* Left over from before a migration; Connected must be written anew. */
+	if (xdev->state == XenbusStateConnected)
+		xdev->state = XenbusStateInitialising;
+	mutex_unlock(&rc->lock);
+	/* The watch on the backend's state fires at once and does the rest. */
+	return 0;
+}
+
+static void radclock_remove(struct xenbus_device *xdev)
+{
+	struct radclock *rc = &radclock;
+
+	mutex_lock(&rc->lock);
+	radclock_disconnect(rc);
+	if (rc->have_wire)
+		radclock_disrupt(rc);
+	rc->xdev = NULL;
+	/* XenBus goes on to Closed from here, but not if we only bind anew. */
+	if (!rc->resumed)
+		xenbus_switch_state(xdev, XenbusStateClosing);
+	mutex_unlock(&rc->lock);
+}
+
+static const struct xenbus_device_id radclock_ids[] = {
+	{ "radclock" },
+	{ "" }
+};
+
+static struct xenbus_driver radclock_driver = {
+	.ids = radclock_ids,
+	.probe = radclock_probe,
+	.remove = radclock_remove,
+	.otherend_changed = radclock_backend_changed,
+	.allow_rebind = true,
+	.not_essential = true,
+};
+
+/*
+ * After a suspend that was cancelled nobody calls a XenBus driver. After one that
+ * was not, the device's directory is missing until the new host's backend has
+ * written it, and XenBus has then given up the device for good: it takes a new
+ * binding. True if there is nothing left to do.
+ */
+static bool radclock_after_resume(struct radclock *rc)
+{
+	struct xenbus_device *xdev;
+	bool bound, lost = false;
+
+	mutex_lock(&rc->lock);
+	xdev = rc->xdev;
+	if (xdev)
+		get_device(&xdev->dev);
+	mutex_unlock(&rc->lock);
+	if (!xdev)
+		return true;
+
+	/* Keeps XenBus from changing otherend. */
+	device_lock(&xdev->dev);
+	bound = xdev->dev.driver == &radclock_driver.driver;
+	if (bound && xdev->otherend)
+		radclock_backend_changed(xdev, xenbus_read_unsigned(xdev->otherend, "state",
+								    XenbusStateUnknown));
+	else
+		lost = bound;
+	device_unlock(&xdev->dev);
+
+	if (lost && xenbus_exists(XBT_NIL, FRONTEND_DIR, "backend")) {
+		lost = device_reprobe(&xdev->dev) != 0;
+		if (lost)
+			dev_warn(&xdev->dev, "cannot be bound anew after the resume\n");
+	}
+	put_device(&xdev->dev);
+	return !lost;
+}
+
+/*
+ * While the scale wanders, the vCPUs take turns, so that each one's record is
+ * looked at while it is current.
+ */
+static void radclock_requeue(struct radclock *rc, u64 interval)
+{
+	unsigned int cpu;
+
+	if (!interval)
+		return;
+	cpus_read_lock();
+	cpu = raw_smp_processor_id();
+	if (interval < MAX_INTERVAL_NS)
+		cpu = cpumask_next(cpu, cpu_online_mask);
+	if (cpu >= nr_cpu_ids)
+		cpu = cpumask_first(cpu_online_mask);
+	/* Not mod_delayed_work(): an event that came meanwhile goes first. */
+	queue_delayed_work_on(cpu, system_freezable_wq, &rc->work, nsecs_to_jiffies(interval));
+	cpus_read_unlock();
+}
+
+static void radclock_work(struct work_struct *work)
+{
+	struct radclock *rc = &radclock;
+	bool changed = false;
+	u64 interval;
+
+	if (READ_ONCE(rc->resumed) && radclock_after_resume(rc))
+		WRITE_ONCE(rc->resumed, false);
+
+	mutex_lock(&rc->lock);
+	if (rc->mapping)
+		changed = radclock_refresh_wire(rc);
+	interval = radclock_update(rc);
+	if (rc->irq && xchg(&rc->event, false))
+		xen_irq_lateeoi(rc->irq, changed ? 0 : XEN_EOI_FLAG_SPURIOUS);
+	mutex_unlock(&rc->lock);
+
+	radclock_requeue(rc, interval);
+}
+
+/* The directory that radclock_after_resume() may be waiting for has changed. */
+static void radclock_frontend_changed(struct xenbus_watch *watch, const char *path,
+				      const char *token)
+{
+	if (READ_ONCE(radclock.resumed))
+		mod_delayed_work(system_freezable_wq, &radclock.work, 0);
+}
+
+static struct xenbus_watch radclock_watch = {
+	.node = FRONTEND_DIR "/backend",
+	.callback = radclock_frontend_changed,
+};
+
+/*
+ * Suspend
+ */
+
+/*
+ * A platform device of our own, because its callbacks come for each kind of
+ * suspend, also for one that is cancelled, and whether there is a XenBus device
+ * or not. Processes and the work are frozen by then.
+ */
+static int radclock_freeze(struct device *dev)
+{
+	struct radclock *rc = &radclock;
+
+	mutex_lock(&rc->lock);
+	rc->suspended = true;
+	radclock_disconnect(rc);
+	radclock_disrupt(rc);
+	mutex_unlock(&rc->lock);
+	return 0;
+}
+
+static int radclock_thaw(struct device *dev)
+{
+	struct radclock *rc = &radclock;
+	unsigned int cpu;
+
+	/* Xen does not carry them over to another domain. */
+	cpus_read_lock();
+	for_each_online_cpu(cpu)
+		radclock_register_time_area(cpu);
+	cpus_read_unlock();
+
+	mutex_lock(&rc->lock);
+	rc->suspended = false;
+	WRITE_ONCE(rc->resumed, true);
+	mutex_unlock(&rc->lock);
+	mod_delayed_work(system_freezable_wq, &rc->work, 0);
+	return 0;
+}
+
+static DEFINE_SIMPLE_DEV_PM_OPS(radclock_pm_ops, radclock_freeze, radclock_thaw);
+
+static struct platform_driver radclock_platform_driver = {
+	.driver = {
+		.name = KBUILD_MODNAME,
+		.pm = pm_sleep_ptr(&radclock_pm_ops),
+		.suppress_bind_attrs = true,
+	},
+};
+
+/*
+ * The device
+ */
+
+static ssize_t system_time_show(struct device *dev, struct device_attribute *attr, char *buf)
+{
+	struct radclock_sample sample;
+
+	if (!radclock_sample(&sample))
+		return -ENODATA;
+	return sysfs_emit(buf, "%llu %llu\n", sample.tsc, sample.system_time);
+}
+static DEVICE_ATTR_RO(system_time);
+
+static struct attribute *radclock_attrs[] = {
+	&dev_attr_system_time.attr,
+	NULL
+};
+ATTRIBUTE_GROUPS(radclock);
+
+static ssize_t radclock_read(struct file *file, char __user *buf, size_t count, loff_t *pos)
+{
+	struct radclock *rc = &radclock;
+	ssize_t ret;
+	void *copy;
+
+	/* Not copied to the process under the lock: that may take as long as it likes. */
+	copy = kmalloc(RADCLOCK_PAGE_SIZE, GFP_KERNEL);
+	if (!copy)
+		return -ENOMEM;
+	mutex_lock(&rc->lock);
+	memcpy(copy, rc->page, RADCLOCK_PAGE_SIZE);
+	mutex_unlock(&rc->lock);
+	ret = simple_read_from_buffer(buf, count, pos, copy, RADCLOCK_PAGE_SIZE);
+	kfree(copy);
+	return ret;
+}
+
+static int radclock_mmap(struct file *file, struct vm_area_struct *vma)
+{
+	if (vma->vm_pgoff || vma->vm_end - vma->vm_start != PAGE_SIZE)
+		return -EINVAL;
+	if (vma->vm_flags & (VM_WRITE | VM_EXEC))
+		return -EPERM;
+#if LINUX_VERSION_CODE >= KERNEL_VERSION(6, 3, 0)
+	vm_flags_mod(vma, VM_DONTEXPAND, VM_MAYWRITE | VM_MAYEXEC);
+#else
+	vma->vm_flags &= ~(VM_MAYWRITE | VM_MAYEXEC);
+	vma->vm_flags |= VM_DONTEXPAND;
+#endif
+	return vm_insert_page(vma, vma->vm_start, virt_to_page(radclock.page));
+}
+
+static const struct file_operations radclock_fops = {
+	.owner = THIS_MODULE,
+	.read = radclock_read,
+	.mmap = radclock_mmap,
+	.llseek = default_llseek,
+};
+
+static struct miscdevice radclock_misc = {
+	.minor = MISC_DYNAMIC_MINOR,
+	.name = "vmclock0",
+	.mode = 0444,
+	.fops = &radclock_fops,
+	.groups = radclock_groups,
+};
+
+static int __init radclock_init(void)
+{
+	struct radclock *rc = &radclock;
+	int err;
+
+	BUILD_BUG_ON(PAGE_SIZE != RADCLOCK_PAGE_SIZE);
+	if (!xen_domain())
+		return -ENODEV;
+
+	mutex_init(&rc->lock);
+	INIT_DELAYED_WORK(&rc->work, radclock_work);
+	rc->page = (struct radclock_page *)get_zeroed_page(GFP_KERNEL);
+	if (!rc->page)
+		return -ENOMEM;
+	radclock_init_page(rc->page);
+	/* Another one after each load, for those who keep it. */
+	rc->disruption_marker = get_random_u64();
+	radclock_reset_observations(rc);
+	radclock_publish(rc, RADCLOCK_STATUS_INITIALIZING, NULL, 0);
+
+	err = cpuhp_setup_state(CPUHP_AP_ONLINE_DYN, "xen/radclock:online", radclock_cpu_online,
+				radclock_cpu_offline);
+	if (err < 0)
+		goto free_page;
+	rc->cpuhp = err;
+	err = platform_driver_register(&radclock_platform_driver);
+	if (err)
+		goto remove_cpuhp;
+	rc->pdev = platform_device_register_simple(KBUILD_MODNAME, PLATFORM_DEVID_NONE, NULL, 0);
+	if (IS_ERR(rc->pdev)) {
+		err = PTR_ERR(rc->pdev);
+		goto unregister_platform_driver;
+	}
+	err = misc_register(&radclock_misc);
+	if (err)
+		goto unregister_pdev;
+	err = register_xenbus_watch(&radclock_watch);
+	if (err)
+		goto deregister_misc;
+	err = xenbus_register_frontend(&radclock_driver);
+	if (err)
+		goto unregister_watch;
+	return 0;
+
+unregister_watch:
+	unregister_xenbus_watch(&radclock_watch);
+deregister_misc:
+	misc_deregister(&radclock_misc);
+unregister_pdev:
+	platform_device_unregister(rc->pdev);
+unregister_platform_driver:
+	platform_driver_unregister(&radclock_platform_driver);
+remove_cpuhp:
+	cancel_delayed_work_sync(&rc->work);
+	cpuhp_remove_state(rc->cpuhp);
+free_page:
+	free_page((unsigned long)rc->page);
+	return err;
+}
+
+static void __exit radclock_exit(void)
+{
+	struct radclock *rc = &radclock;
+
+	unregister_xenbus_watch(&radclock_watch);
+	xenbus_unregister_driver(&radclock_driver);
+	misc_deregister(&radclock_misc);
+	platform_device_unregister(rc->pdev);
+	platform_driver_unregister(&radclock_platform_driver);
+	cancel_delayed_work_sync(&rc->work);
+	cpuhp_remove_state(rc->cpuhp);
+	free_page((unsigned long)rc->page);
+}
+
+module_init(radclock_init);
+module_exit(radclock_exit);
+
+MODULE_DESCRIPTION("Xen RADclock frontend: Dom0's clock as /dev/vmclock0");
+MODULE_AUTHOR("The Xen RADclock authors");
+MODULE_LICENSE("GPL");
+MODULE_ALIAS("xen:radclock");
