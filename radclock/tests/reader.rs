@@ -197,7 +197,7 @@ fn a_page_left_in_the_middle_of_a_write_is_busy_until_the_next_write() {
     assert_eq!(read(&memory, TSC, || Counter(0)), Err(Busy.into()));
     memory.write(&Page::new(&content()));
     let written = memory.snapshot().unwrap();
-    assert!(written.abi.seq_count.get() > 1 && written.abi.seq_count.get() % 2 == 0);
+    assert!(written.abi.seq_count.get() > 1 && written.abi.seq_count.get().is_multiple_of(2));
     assert_eq!(written.ext, page.snapshot().unwrap().ext);
 }
 
