@@ -17,7 +17,8 @@ use crate::payload::Payload;
 use crate::progress::Step;
 use crate::wait;
 
-const XEN_OPTIONS: &str = "console=com1 com1=115200,8n1 dom0_mem=1200M,max:1200M spec-ctrl=no guest_loglvl=all";
+const XEN_OPTIONS: &str =
+    "console=com1 com1=115200,8n1 dom0_mem=1200M,max:1200M spec-ctrl=no bootscrub=0 guest_loglvl=all";
 const DOM0_OPTIONS: &str = "console=hvc0 quiet net.ifnames=0 panic=-1 mitigations=off";
 /// Without smap and smep, which Xen's Dom0 does not survive in QEMU 7.2; without la57, pku and pks for speed.
 const CPU: &str = "max,-smap,-smep,-la57,-pku,-pks";
@@ -81,7 +82,7 @@ impl Host {
     }
 
     /// Writes a file in Dom0.
-    pub fn write(&self, path: &str, content: &str) -> Result<()> {
+    pub fn write(&self, path: &str, content: impl Into<Vec<u8>>) -> Result<()> {
         let cat = format!("cat > {}", shlex::try_quote(path)?);
         let expression = ssh_expression(&self.dir, [], Some(&cat)).stdin_bytes(content);
         command::run(&cat, &expression, COMMAND_LIMIT).map(drop)

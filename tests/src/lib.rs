@@ -2,13 +2,15 @@
 //!
 //! [`artefacts`] (kernel, hypervisor, Dom0's root; cached) and [`payload`] (what this project builds; new in each run)
 //! → [`host`] (boots Xen with Dom0, runs commands there) → [`guest`] (guests, and commands in them) → [`truth`] (what a
-//! clock's error really is) → [`demo`] and [`scenarios`].
+//! clock's error really is) and [`divergence`] (how far guests are from Dom0) → [`demo`] and [`scenarios`].
 //!
 //! It holds no test of a single crate; those sit with what they test. Nothing here runs outside the lab.
 
 pub mod artefacts;
 pub mod cache;
 pub mod command;
+pub mod demo;
+pub mod divergence;
 pub mod guest;
 pub mod host;
 pub mod initramfs;
@@ -16,4 +18,36 @@ pub mod ntp;
 pub mod packages;
 pub mod payload;
 pub mod progress;
+pub mod radclockd;
+pub mod scenarios;
+pub mod truth;
 pub mod wait;
+
+use anyhow::Result;
+
+use artefacts::Artefacts;
+use cache::{Cache, RunDir};
+use host::Host;
+use payload::{Parts, Payload};
+
+/// All that it takes to boot hosts.
+pub struct Lab {
+    artefacts: Artefacts,
+    payload: Payload,
+    run: RunDir,
+}
+
+impl Lab {
+    /// Fetches, or takes from the cache, and builds everything.
+    pub fn prepare(parts: Parts) -> Result<Lab> {
+        let cache = Cache::open()?;
+        let artefacts = Artefacts::get(&cache)?;
+        let payload = Payload::build(&artefacts, parts)?;
+        Ok(Lab { artefacts, payload, run: cache.run_dir()? })
+    }
+
+    /// Boots a host, up to a Dom0 that takes commands.
+    pub fn boot(&self) -> Result<Host> {
+        Host::boot(&self.artefacts, &self.payload, &self.run)
+    }
+}

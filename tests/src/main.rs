@@ -1,15 +1,16 @@
 //! `lab`: the lab's command line. `ci/lab`, `ci/demo` and `ci/test` are its faces.
 
+use std::path::PathBuf;
 use std::process::ExitCode;
+use std::thread;
+use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use clap::{Parser, Subcommand};
-use lab::artefacts::Artefacts;
-use lab::cache::Cache;
-use lab::guest::Kind;
-use lab::host::Host;
-use lab::payload::{Parts, Payload};
-use lab::wait;
+use lab::payload::Parts;
+use lab::progress::Step;
+use lab::scenarios::{self, SCENARIOS};
+use lab::{Lab, demo, packages, wait};
 
 /// Real Xen hosts in QEMU.
 #[derive(Parser)]
@@ -21,7 +22,24 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Boot a host with a PV and a PVH guest, and give a shell in its Dom0.
+    /// Show one clock in Dom0, a PV and a PVH guest, and what it is worth.
+    Demo {
+        /// Write what the table says to this file, too.
+        #[arg(long, value_name = "FILE")]
+        json: Option<PathBuf>,
+    },
+    /// Install the Debian packages that the lab and the tests need.
+    Install,
+    /// Name the scenarios.
+    List,
+    /// Run scenarios: all, or those whose names contain one of NAME.
+    Run {
+        name: Vec<String>,
+        /// Build nothing of the shared clock: for scenarios of the lab itself.
+        #[arg(long)]
+        bare: bool,
+    },
+    /// Boot the demo's host, with its guests, and give a shell in its Dom0.
     Shell {
         /// Only Xen, Dom0 and guests: build nothing of the shared clock.
         #[arg(long)]
@@ -45,30 +63,70 @@ fn main() -> ExitCode {
 
 fn run(command: Command) -> Result<()> {
     match command {
-        Command::Shell { bare, stay } => shell(if bare { Parts::Bare } else { Parts::All }, stay),
+        Command::Demo { json } => demo::run(&Lab::prepare(Parts::All)?, json.as_deref()),
+        Command::Install => packages::install(),
+        Command::List => {
+            for scenario in SCENARIOS {
+                println!("{}", scenario.name);
+            }
+            Ok(())
+        }
+        Command::Run { name, bare } => run_scenarios(&name, parts(bare)),
+        Command::Shell { bare, stay } => shell(parts(bare), stay),
     }
 }
 
+fn parts(bare: bool) -> Parts {
+    if bare { Parts::Bare } else { Parts::All }
+}
+
+fn run_scenarios(names: &[String], parts: Parts) -> Result<()> {
+    let chosen = scenarios::choose(names);
+    if chosen.is_empty() {
+        bail!("no scenario is called that; `list` names them");
+    }
+    let lab = Lab::prepare(parts)?;
+    let mut failed = 0;
+    for scenario in &chosen {
+        println!("scenario {} ...", scenario.name);
+        match (scenario.run)(&lab) {
+            Ok(()) => println!("scenario {} ... ok", scenario.name),
+            Err(error) => {
+                wait::check()?;
+                failed += 1;
+                println!("scenario {} ... FAILED\n{error:#}", scenario.name);
+            }
+        }
+    }
+    println!("{} passed, {failed} failed", chosen.len() - failed);
+    if failed > 0 {
+        bail!("a scenario failed");
+    }
+    Ok(())
+}
+
 fn shell(parts: Parts, stay: bool) -> Result<()> {
-    let cache = Cache::open()?;
-    let artefacts = Artefacts::get(&cache)?;
-    let payload = Payload::build(&artefacts, parts)?;
-    let run = cache.run_dir()?;
-    let host = Host::boot(&artefacts, &payload, &run)?;
-    for (name, kind) in [("pv", Kind::Pv), ("pvh", Kind::Pvh)] {
-        let step = lab::progress::Step::begin(format!("Starting the guest {name}"));
-        host.create(name, kind)?.run("true")?;
-        step.done();
+    let lab = Lab::prepare(parts)?;
+    let host = lab.boot()?;
+    match parts {
+        Parts::All => drop(demo::synchronise(&host)?),
+        Parts::Bare => {
+            let step = Step::begin("Starting a PV and a PVH guest");
+            for (name, kind) in demo::GUESTS {
+                host.create(name, kind)?.run("true")?;
+            }
+            step.done();
+        }
     }
     eprintln!("Dom0:      ssh -F {} dom0", host.ssh_config().display());
     eprintln!("           a guest's command: guest pvh 'COMMAND'; the NTP server: 10.0.2.2 port {}", host.ntp_port());
     eprintln!("Console:   {}", host.ssh_config().with_file_name("console.log").display());
-    if stay {
-        eprintln!("Ctrl-C ends it.");
-        while wait::check().is_ok() {
-            std::thread::sleep(std::time::Duration::from_millis(200));
-        }
-        return Ok(());
+    if !stay {
+        return host.shell();
     }
-    host.shell()
+    eprintln!("Ctrl-C ends it.");
+    while wait::check().is_ok() {
+        thread::sleep(Duration::from_millis(200));
+    }
+    Ok(())
 }

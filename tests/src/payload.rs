@@ -119,7 +119,8 @@ pub fn workspace() -> &'static Path {
 
 /// Where cargo builds.
 pub fn target_dir() -> PathBuf {
-    std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| workspace().join("target"), PathBuf::from)
+    let set = std::env::var_os("CARGO_TARGET_DIR").and_then(|path| std::path::absolute(path).ok());
+    set.unwrap_or_else(|| workspace().join("target"))
 }
 
 /// Builds packages for any Linux: linked statically, for a guest has no libraries.

@@ -1,0 +1,200 @@
+//! Looks at the shared clock from inside a domain, for the lab: what it reads as, in a form that the build machine can
+//! hold against the truth. Not a tool for users; `radclock` is.
+
+use std::process::ExitCode;
+use std::sync::atomic::{Ordering, fence};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use clap::{Parser, Subcommand};
+use lab_agent::{Exchange, Pair, Recorded};
+use memmap2::{Mmap, MmapOptions};
+use radclock::clock::Status;
+use radclock::page::{CounterId, PAGE_SIZE, Page};
+use radclock::seqcount::SharedPage;
+use zerocopy::IntoBytes;
+
+/// Longer than the structure and its extension.
+const USED: usize = 0x130;
+const SYSTEM_TIME: &str = "/sys/class/misc/vmclock0/system_time";
+const WIRE: &str = "/run/radclock/wire0";
+
+#[derive(Parser)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Wait until the clock is in this state here: synchronized, freerunning, or unreadable.
+    Await { state: String, seconds: u64 },
+    /// Exchange readings with the build machine, which looks for MAGIC (32 hexadecimal digits) in this memory.
+    Truth { magic: String, seconds: u64 },
+    /// Print pairs of TSC and Xen's system time with the page of that moment, a line of JSON each.
+    Pairs { count: usize },
+    /// Print the page that guests are granted, now and whenever it changes.
+    Wire { milliseconds: u64 },
+    /// Print what one reading costs, ns: the median of batches.
+    Cost,
+}
+
+fn main() -> ExitCode {
+    let result = match Arguments::parse().command {
+        Command::Await { state, seconds } => await_state(&state, Duration::from_secs(seconds)),
+        Command::Truth { magic, seconds } => truth(&magic, Duration::from_secs(seconds)),
+        Command::Pairs { count } => pairs(count),
+        Command::Wire { milliseconds } => wire(Duration::from_millis(milliseconds)),
+        Command::Cost => cost(),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("lab-probe: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn map(path: &str) -> Result<Mmap> {
+    let file = std::fs::File::open(path).with_context(|| path.to_owned())?;
+    // SAFETY: the file is a device's or a tmpfs's page that stays as long as it is mapped; it is read through atomics.
+    Ok(unsafe { MmapOptions::new().len(PAGE_SIZE).map(&file)? })
+}
+
+fn shared(map: &Mmap) -> &SharedPage {
+    // SAFETY: a mapping is aligned to pages and lives as long as the reference.
+    unsafe { SharedPage::from_ptr(map.as_ptr()) }
+}
+
+/// The clock of this domain, as any of its programs sees it.
+struct Local {
+    map: Mmap,
+}
+
+impl Local {
+    fn open() -> Result<Local> {
+        let path =
+            ["/dev/vmclock0", "/run/radclock/vmclock0"].into_iter().find(|path| std::path::Path::new(path).exists());
+        Ok(Local { map: map(path.context("there is no shared clock here")?)? })
+    }
+
+    fn now(&self) -> Result<radclock::reader::Reading, radclock::reader::ReadError> {
+        radclock::reader::read(shared(&self.map), CounterId::X86_TSC, || radclock::time::Counter(lab_agent::tsc()))
+    }
+}
+
+fn await_state(state: &str, limit: Duration) -> Result<()> {
+    let start = Instant::now();
+    loop {
+        let now = Local::open().and_then(|clock| Ok(clock.now()?));
+        let reached = match (state, &now) {
+            ("synchronized", Ok(reading)) => reading.status == Status::Synchronized,
+            ("freerunning", Ok(reading)) => reading.status == Status::Freerunning,
+            ("unreadable", Err(_)) => true,
+            ("synchronized" | "freerunning" | "unreadable", _) => false,
+            _ => bail!("{state:?} is no state to wait for"),
+        };
+        if reached {
+            return Ok(());
+        }
+        if start.elapsed() > limit {
+            match now {
+                Ok(reading) => bail!("after {} s the clock is still {:?}", limit.as_secs(), reading.status),
+                Err(error) => return Err(error.context(format!("after {} s", limit.as_secs()))),
+            }
+        }
+        thread::sleep(Duration::from_millis(20));
+    }
+}
+
+fn truth(magic: &str, limit: Duration) -> Result<()> {
+    let magic = u128::from_str_radix(magic, 16).context("the magic")?;
+    let clock = Local::open()?;
+    let page = Box::new(Exchange::new([magic as u64, (magic >> 64) as u64]));
+    nix::sys::mman::mlockall(nix::sys::mman::MlockAllFlags::MCL_CURRENT).context("cannot lock memory")?;
+    let start = Instant::now();
+    let mut last = 0;
+    while page.stop.load(Ordering::Relaxed) == 0 {
+        let question = page.question.load(Ordering::Acquire);
+        if question == last {
+            if start.elapsed() > limit {
+                bail!("the build machine did not ask for {} s", limit.as_secs());
+            }
+            continue;
+        }
+        let reading = clock.now()?;
+        page.answer.store(0, Ordering::Relaxed);
+        fence(Ordering::Release);
+        let nanos = reading.max_error.ceil_nanos();
+        let synchronized = u64::from(reading.status == Status::Synchronized);
+        let sample = [reading.time.secs(), reading.time.frac(), nanos as u64, reading.counter.0, synchronized];
+        for (word, value) in page.sample.iter().zip(sample) {
+            word.store(value, Ordering::Relaxed);
+        }
+        page.answer.store(question, Ordering::Release);
+        last = question;
+    }
+    Ok(())
+}
+
+fn hex(page: &Page) -> String {
+    page.as_bytes()[..USED].iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn pairs(count: usize) -> Result<()> {
+    let clock = Local::open()?;
+    let page = shared(&clock.map);
+    let mut left = count;
+    for _ in 0..100 * count {
+        let before = page.snapshot()?;
+        let pair = std::fs::read_to_string(SYSTEM_TIME).context(SYSTEM_TIME)?;
+        let after = page.snapshot()?;
+        if before != after {
+            continue;
+        }
+        let (tsc, system_time) = pair.trim().split_once(' ').with_context(|| format!("{SYSTEM_TIME}: {pair:?}"))?;
+        let pair = Pair { tsc: tsc.parse()?, system_time: system_time.parse()?, page: hex(&before) };
+        println!("{}", serde_json::to_string(&pair)?);
+        left -= 1;
+        if left == 0 {
+            return Ok(());
+        }
+        // Spread over several of Xen's recalibrations.
+        thread::sleep(Duration::from_millis(60));
+    }
+    bail!("the page changes all the time");
+}
+
+fn wire(duration: Duration) -> Result<()> {
+    let map = map(WIRE)?;
+    let start = Instant::now();
+    let mut last = None;
+    while start.elapsed() < duration {
+        let page = shared(&map).snapshot()?;
+        if last != Some(page) {
+            println!("{}", serde_json::to_string(&Recorded { page: hex(&page) })?);
+            last = Some(page);
+        }
+        thread::sleep(Duration::from_millis(2));
+    }
+    Ok(())
+}
+
+fn cost() -> Result<()> {
+    const BATCHES: usize = 21;
+    const READS: u32 = 1000;
+    let clock = Local::open()?;
+    let mut batches = [0.0; BATCHES];
+    for batch in &mut batches {
+        let start = Instant::now();
+        for _ in 0..READS {
+            std::hint::black_box(clock.now()?);
+        }
+        *batch = start.elapsed().as_secs_f64() * 1e9 / f64::from(READS);
+    }
+    batches.sort_by(f64::total_cmp);
+    println!("{:.0}", batches[BATCHES / 2]);
+    Ok(())
+}

@@ -1,0 +1,59 @@
+//! `radclockd` in a host's Dom0.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+
+use crate::command;
+use crate::host::{COMMAND_LIMIT, Host};
+use crate::wait;
+
+/// How long the clock may take from the daemon's start to being synchronised.
+const SYNCHRONISATION_LIMIT: u64 = 90;
+const LOG: &str = "/var/log/radclockd.log";
+
+impl Host {
+    /// The lab's configuration: this host's NTP server, asked every second, and the clock for all guests.
+    pub fn configuration(&self) -> String {
+        let port = self.ntp_port();
+        format!("[server]\naddress = \"10.0.2.2\"\nport = {port}\npoll = 1\n\n[guests]\noffer = \"all\"\n")
+    }
+
+    /// Starts the daemon with [`Host::configuration`].
+    pub fn start_radclockd(&self) -> Result<()> {
+        self.write("/etc/radclockd.toml", self.configuration())?;
+        self.run(&format!("setsid radclockd --config /etc/radclockd.toml < /dev/null >> {LOG} 2>&1 &"))?;
+        wait::until("radclockd to answer", COMMAND_LIMIT, || {
+            Ok(self.output("radclock-ctl list", COMMAND_LIMIT)?.status.success().then_some(()))
+        })
+        .with_context(|| self.radclockd_log().unwrap_or_default())
+    }
+
+    /// Waits until the clock is synchronised in Dom0.
+    pub fn await_synchronized(&self) -> Result<()> {
+        let wait = format!("lab-probe await synchronized {SYNCHRONISATION_LIMIT}");
+        command::success(&wait, &self.output(&wait, Duration::from_secs(SYNCHRONISATION_LIMIT + 30))?)
+            .map(drop)
+            .with_context(|| self.radclockd_log().unwrap_or_default())
+    }
+
+    /// The daemon's process id.
+    pub fn radclockd_pid(&self) -> Result<u32> {
+        Ok(self.run("pidof radclockd")?.trim().parse()?)
+    }
+
+    /// Ends the daemon with a signal and waits for its end.
+    pub fn stop_radclockd(&self, signal: &str) -> Result<()> {
+        let pid = self.radclockd_pid()?;
+        self.run(&format!("kill -{signal} {pid}"))?;
+        wait::until("radclockd to end", COMMAND_LIMIT, || {
+            let alive = self.output(&format!("test -d /proc/{pid}"), COMMAND_LIMIT)?;
+            Ok((!alive.status.success()).then_some(()))
+        })
+    }
+
+    /// What the daemon logged, all starts together.
+    pub fn radclockd_log(&self) -> Result<String> {
+        self.run(&format!("cat {LOG}"))
+    }
+}
