@@ -1,0 +1,314 @@
+//! Asks the server over UDP and makes stamps of the answers: sockets, names and the kernel's timestamps.
+//!
+//! What is asked when, and which answer counts, is [`super::association`]'s business; what a timestamp of the kernel
+//! means on the counter is [`crate::bracket`]'s.
+
+use std::future::poll_fn;
+use std::io;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use radclock::clock::Period;
+use radclock::report::ServerReport;
+use radclock::stamp::{Stamp, StampSource};
+use radclock::time::Span;
+use timestamped_socket::socket::{Connected, GeneralTimestampMode, Open, Socket, TimestampData, open_ip};
+use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
+use zerocopy::IntoBytes;
+
+use super::association::{Answer, Association, Next, Reject};
+use crate::bracket::{Bracket, CarryError, Realtime, StepWatch, carry};
+use crate::config::Server;
+use crate::counter::{CounterError, HostCounter};
+
+/// How long an answer is waited for; a longer round trip says next to nothing.
+const REPLY_TIMEOUT: Duration = Duration::from_secs(3);
+/// How long after the reply the kernel's timestamp of the request is waited for.
+const SEND_STAMP_TIMEOUT: Duration = Duration::from_millis(50);
+/// First and longest wait before an unknown name is looked up again.
+const RESOLVE_RETRY: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(64));
+
+/// What became of a poll.
+#[derive(Clone, Debug)]
+pub struct Polled {
+    /// The exchange, if the server answered: its stamp, and NTP's leap indicator.
+    pub exchange: Option<(Stamp, u8)>,
+    /// The server as it stands now.
+    pub report: ServerReport,
+}
+
+/// Why a poll brought no stamp.
+#[derive(Debug, thiserror::Error)]
+enum PollError {
+    #[error("no answer within {} s", .0.as_secs_f32())]
+    Timeout(Duration),
+    #[error("cannot be reached: {0}")]
+    Unreachable(io::Error),
+    #[error("{0}")]
+    Rejected(Reject),
+    #[error("{0}: the stamp is dropped")]
+    Carry(#[from] CarryError),
+    #[error("CLOCK_REALTIME was set during the exchange: the stamp is dropped")]
+    Set,
+    #[error("{0}")]
+    Counter(#[from] CounterError),
+    #[error("no random numbers from the kernel: {0}")]
+    Random(io::Error),
+}
+
+/// The client of one server.
+pub struct Client {
+    server: Server,
+    counter: Arc<HostCounter>,
+    period: Period,
+    steps: StepWatch,
+    /// The kernel stamps arriving packets only while some socket wants it, and takes a while to begin. This idle one
+    /// keeps it going between polls.
+    _keep_stamping: Socket<SocketAddr, Open>,
+    report: ServerReport,
+    polled: mpsc::Sender<Polled>,
+}
+
+impl Client {
+    /// Made ready, but not started. `period` is the counter's nominal one.
+    pub fn new(
+        server: Server,
+        counter: Arc<HostCounter>,
+        period: Period,
+        polled: mpsc::Sender<Polled>,
+    ) -> io::Result<Client> {
+        let idle = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+        let report = ServerReport {
+            name: name(&server),
+            address: None,
+            stratum: None,
+            poll_s: server.polling().period.as_secs_f64(),
+            reach: 0,
+            rtt_s: None,
+            stamps: None,
+            last_error: None,
+        };
+        Ok(Client {
+            server,
+            counter,
+            period,
+            steps: StepWatch::new()?,
+            _keep_stamping: open_ip(idle, GeneralTimestampMode::SoftwareAll, false)?,
+            report,
+            polled,
+        })
+    }
+
+    /// The server as nobody has asked it yet.
+    pub fn report(&self) -> &ServerReport {
+        &self.report
+    }
+
+    /// Asks until the server forbids it or nobody listens any more.
+    pub async fn run(mut self) {
+        let mut association = Association::new(self.server.polling());
+        let mut addresses = self.resolve(None).await;
+        let mut unreachable = 0;
+        loop {
+            let start = Instant::now();
+            let result = self.poll(&mut association, addresses[0]).await;
+            let next = association.finish();
+            let other_address = matches!(result, Err(PollError::Unreachable(_))) && unreachable + 1 < addresses.len();
+            if !self.tell(&association, addresses[0], result).await {
+                return;
+            }
+            if other_address {
+                unreachable += 1;
+                addresses.rotate_left(1);
+                continue;
+            }
+            unreachable = 0;
+            match next {
+                Next::Poll(after) => sleep_until(start + after).await,
+                Next::Resolve(after) => {
+                    sleep_until(start + after).await;
+                    addresses = self.resolve(Some(addresses[0])).await;
+                }
+                Next::Stop => {
+                    tracing::error!(
+                        "{} at {} denies service: it is not asked again; choose another server",
+                        self.report.name,
+                        addresses[0]
+                    );
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Reports a poll; says whether anybody listens.
+    async fn tell(
+        &mut self,
+        association: &Association,
+        address: SocketAddr,
+        result: Result<(Answer, Stamp), PollError>,
+    ) -> bool {
+        self.report.address = Some(address.to_string());
+        self.report.reach = association.reach();
+        self.report.poll_s = association.period().as_secs_f64();
+        let exchange = match result {
+            Ok((answer, stamp)) => {
+                let rtt = self.period.span(stamp.tf.since(stamp.ta)).as_secs_f64();
+                tracing::debug!(
+                    "{address}: rtt {:.1} us, host error {:.3} us, stratum {}, {:?} stamps",
+                    rtt * 1e6,
+                    stamp.host_error.as_secs_f64() * 1e6,
+                    answer.stratum,
+                    stamp.source
+                );
+                if self.report.last_error.take().is_some() {
+                    tracing::info!("{} at {address} answers", self.report.name);
+                }
+                self.report.stratum = Some(answer.stratum);
+                self.report.rtt_s = Some(rtt);
+                self.report.stamps = Some(stamp.source);
+                Some((stamp, answer.leap))
+            }
+            Err(error) => {
+                self.complain(&format!("{address}: {error}"));
+                None
+            }
+        };
+        self.polled.send(Polled { exchange, report: self.report.clone() }).await.is_ok()
+    }
+
+    /// Says what is wrong: once as a warning, then quietly until something else is wrong.
+    fn complain(&mut self, error: &str) {
+        if self.report.last_error.as_deref() == Some(error) {
+            tracing::debug!("{}: {error}", self.report.name);
+        } else {
+            tracing::warn!("{}: {error}", self.report.name);
+            self.report.last_error = Some(error.to_owned());
+        }
+    }
+
+    /// The server's addresses, at least one; those after `last` first, so that a dead one is left.
+    async fn resolve(&mut self, last: Option<SocketAddr>) -> Vec<SocketAddr> {
+        let mut wait = RESOLVE_RETRY.0;
+        loop {
+            let error = match tokio::net::lookup_host((self.server.address.0.as_str(), self.server.port())).await {
+                Ok(found) => {
+                    let mut addresses: Vec<SocketAddr> = found.collect();
+                    if let Some(at) = addresses.iter().position(|&address| Some(address) == last) {
+                        let next = (at + 1) % addresses.len();
+                        addresses.rotate_left(next);
+                    }
+                    if !addresses.is_empty() {
+                        return addresses;
+                    }
+                    "the name has no address".to_owned()
+                }
+                Err(error) => format!("cannot look up the server's name: {error}"),
+            };
+            self.complain(&error);
+            if self.polled.send(Polled { exchange: None, report: self.report.clone() }).await.is_err() {
+                // Nobody listens: the next poll finds that, too.
+                return std::future::pending().await;
+            }
+            sleep(wait).await;
+            wait = (wait * 2).min(RESOLVE_RETRY.1);
+        }
+    }
+
+    fn bracket(&self) -> Result<Bracket, CounterError> {
+        Bracket::take(self.period, || self.counter.read())
+    }
+
+    async fn poll(&self, association: &mut Association, server: SocketAddr) -> Result<(Answer, Stamp), PollError> {
+        // A socket a poll: each has a new random port, and takes packets from this address only.
+        let socket = connect(server).map_err(PollError::Unreachable)?;
+        let request = association.poll(random_cookie().map_err(PollError::Random)?);
+        self.steps.stepped();
+
+        let before = self.bracket()?;
+        let asked = self.counter.read()?;
+        poll_fn(|context| socket.poll_send(request.as_bytes(), context)).await.map_err(PollError::Unreachable)?;
+        let deadline = Instant::now() + REPLY_TIMEOUT;
+
+        let mut send_stamp = pin!(socket.get_send_timestamp());
+        let mut sent: Option<(Realtime, Bracket)> = None;
+        // Longer than a reply, so that one that is too long shows.
+        let mut datagram = [0; 64];
+        let (answer, received, arrived, after) = loop {
+            tokio::select! {
+                stamped = &mut send_stamp, if sent.is_none() => {
+                    sent = match stamped {
+                        Ok((_, data)) => realtime(&data).map(|time| Ok((time, self.bracket()?))).transpose().map_err(PollError::Counter)?,
+                        Err(error) => return Err(PollError::Unreachable(error)),
+                    };
+                }
+                result = timeout_at(deadline, socket.recv(&mut datagram)) => {
+                    let received = self.counter.read()?;
+                    let after = self.bracket()?;
+                    let result = result
+                        .map_err(|_| PollError::Timeout(REPLY_TIMEOUT))?
+                        .map_err(PollError::Unreachable)?;
+                    match association.handle(&datagram[..result.bytes_read]) {
+                        Ok(answer) => break (answer, received, realtime(&result.timestamp_data), after),
+                        Err(reject) if reject.is_final() => return Err(PollError::Rejected(reject)),
+                        Err(reject) => tracing::debug!("{server}: ignored {reject}"),
+                    }
+                }
+            }
+        };
+        if sent.is_none()
+            && let Ok(Ok((_, data))) = timeout(SEND_STAMP_TIMEOUT, send_stamp).await
+            && let Some(time) = realtime(&data)
+        {
+            sent = Some((time, self.bracket()?));
+        }
+        let (ta, ta_error) = match sent {
+            Some((time, after)) => carry(self.period, &before, &after, time)?,
+            None => (asked, Span::ZERO),
+        };
+        let (tf, tf_error) = match arrived {
+            Some(time) => carry(self.period, &before, &after, time)?,
+            None => (received, Span::ZERO),
+        };
+        if self.steps.stepped() {
+            return Err(PollError::Set);
+        }
+        let stamp = Stamp {
+            ta,
+            tb: answer.receive,
+            te: answer.transmit,
+            tf,
+            host_error: ta_error.max(tf_error),
+            root_delay: answer.root_delay,
+            root_dispersion: answer.root_dispersion,
+            source: if sent.is_some() && arrived.is_some() { StampSource::Kernel } else { StampSource::User },
+        };
+        Ok((answer, stamp))
+    }
+}
+
+fn name(server: &Server) -> String {
+    let host = &server.address.0;
+    if host.contains(':') { format!("[{host}]:{}", server.port()) } else { format!("{host}:{}", server.port()) }
+}
+
+fn connect(server: SocketAddr) -> io::Result<Socket<SocketAddr, Connected>> {
+    let any = match server {
+        SocketAddr::V4(_) => SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)),
+        SocketAddr::V6(_) => SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0)),
+    };
+    open_ip(any, GeneralTimestampMode::SoftwareAll, false)?.connect(server)
+}
+
+fn realtime(data: &TimestampData) -> Option<Realtime> {
+    data.software.map(|time| Realtime::from_parts(time.seconds, time.nanos.into()))
+}
+
+fn random_cookie() -> io::Result<u64> {
+    let mut bytes = [0; 8];
+    let length = rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())?;
+    if length == bytes.len() { Ok(u64::from_ne_bytes(bytes)) } else { Err(io::ErrorKind::UnexpectedEof.into()) }
+}

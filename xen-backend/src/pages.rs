@@ -1,0 +1,228 @@
+//! The daemon's pages as files of one page under the run directory, which programs of this host map read-only.
+//!
+//! A file keeps its inode over a restart of the daemon, so that a mapping made before goes on being the clock; and
+//! what the daemon before left in it is kept until there is something better, because it is right to within its bound.
+
+use std::fs::{DirBuilder, File, OpenOptions, Permissions};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use memmap2::{MmapOptions, MmapRaw};
+use radclock::page::{CounterId, PAGE_SIZE, Page};
+use radclock::seqcount::SharedPage;
+use rustix::fs::{FlockOperation, OFlags, flock};
+use rustix::io::Errno;
+
+/// Why there is no run directory or no page in it.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum PagesError {
+    /// Neither there nor to be made.
+    #[error(
+        "cannot use the run directory {}: {source}; run as root, or choose another with --run-dir or paths.run_dir",
+        path.display()
+    )]
+    RunDir {
+        /// The directory.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// Another daemon writes these pages.
+    #[error("another radclockd uses the run directory {}: stop it, or choose another with --run-dir", .0.display())]
+    Locked(PathBuf),
+    /// A page cannot be made or mapped.
+    #[error("cannot create {}: {source}", path.display())]
+    Page {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+/// The run directory, held by this daemon alone.
+#[derive(Debug)]
+pub struct RunDir {
+    path: PathBuf,
+    _lock: File,
+}
+
+impl RunDir {
+    /// Makes the directory if it is not there and takes it.
+    pub fn open(path: &Path) -> Result<RunDir, PagesError> {
+        let failed = |source| PagesError::RunDir { path: path.to_owned(), source };
+        DirBuilder::new().recursive(true).mode(0o755).create(path).map_err(failed)?;
+        let lock = OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .custom_flags(OFlags::NOFOLLOW.bits() as i32)
+            .open(path.join("radclockd.lock"))
+            .map_err(failed)?;
+        match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => Ok(RunDir { path: path.to_owned(), _lock: lock }),
+            Err(Errno::WOULDBLOCK) => Err(PagesError::Locked(path.to_owned())),
+            Err(error) => Err(failed(error.into())),
+        }
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The page `name`, as it was left or, if there was none, of zeroes.
+    pub fn page(&self, name: &str) -> Result<PageFile, PagesError> {
+        let path = self.path.join(name);
+        PageFile::open(&path).map_err(|source| PagesError::Page { path, source })
+    }
+}
+
+/// A page in a file, mapped.
+#[derive(Debug)]
+pub struct PageFile {
+    map: MmapRaw,
+}
+
+impl PageFile {
+    fn open(path: &Path) -> io::Result<PageFile> {
+        let file = match open_left(path) {
+            Ok(file) => file,
+            Err(error) => {
+                if error.kind() != io::ErrorKind::NotFound {
+                    tracing::warn!("{}: {error}: making it anew", path.display());
+                }
+                create(path)?
+            }
+        };
+        Ok(PageFile { map: MmapOptions::new().len(PAGE_SIZE).map_raw(&file)? })
+    }
+
+    fn shared(&self) -> &SharedPage {
+        // SAFETY: the mapping is one whole page, writable, and lives as long as `self`; it is only ever reached
+        // through here. The file belongs to this daemon and is not cut short while it is mapped.
+        unsafe { SharedPage::from_ptr(self.map.as_ptr()) }
+    }
+
+    /// Writes the page.
+    pub fn write(&self, page: &Page) {
+        self.shared().write(page);
+    }
+
+    /// What stands in the page, if a daemon before left a time there that can still be read: the same host, not
+    /// booted anew, and the same counter.
+    pub fn left_over(&self, host_id: [u8; 16], counter: CounterId) -> Option<Page> {
+        let page = self.shared().snapshot().ok()?;
+        let usable = page.abi.check_layout().is_ok()
+            && page.abi.counter_id == counter.0
+            && page.abi.status().is_readable()
+            && page.abi.clock().is_ok()
+            && page.extension().is_some_and(|extension| extension.host_id == host_id);
+        usable.then_some(page)
+    }
+}
+
+/// The file that a daemon before left, if it is ours and has the right size.
+fn open_left(path: &Path) -> io::Result<File> {
+    let file = OpenOptions::new().read(true).write(true).custom_flags(OFlags::NOFOLLOW.bits() as i32).open(path)?;
+    let metadata = file.metadata()?;
+    let ours = metadata.uid() == rustix::process::geteuid().as_raw() && metadata.mode() & 0o022 == 0;
+    if metadata.is_file() && metadata.len() == PAGE_SIZE as u64 && ours {
+        file.set_permissions(Permissions::from_mode(0o644))?;
+        Ok(file)
+    } else {
+        Err(io::Error::new(io::ErrorKind::InvalidData, "not a page of this daemon"))
+    }
+}
+
+/// A page of zeroes, in place in one step: nobody maps half a file.
+fn create(path: &Path) -> io::Result<File> {
+    let new = path.with_extension("new");
+    match std::fs::remove_file(&new) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let file = OpenOptions::new().read(true).write(true).create_new(true).mode(0o644).open(&new)?;
+    file.set_permissions(Permissions::from_mode(0o644))?;
+    file.set_len(PAGE_SIZE as u64)?;
+    std::fs::rename(&new, path)?;
+    Ok(file)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use radclock::clock::{Clock, Period, Status};
+    use radclock::page::{Content, Flags};
+    use radclock::time::{Counter, Timestamp};
+
+    fn page(host_id: [u8; 16]) -> Page {
+        Page::new(&Content {
+            counter_id: CounterId::X86_TSC,
+            status: Status::Synchronized,
+            clock: Some(Clock {
+                counter: Counter(1),
+                time: Timestamp::new(1_800_000_000, 0),
+                period: Period::from_secs_f64(1e-9).unwrap(),
+                period_max_error: 1,
+                max_error_nanos: 1,
+            }),
+            disruption_marker: 0,
+            disruption: Flags::empty(),
+            tai_offset: None,
+            leap_indicator: 0,
+            host_id,
+            generation: 1,
+            valid_nanos: 1,
+        })
+    }
+
+    #[test]
+    fn a_page_keeps_its_inode_and_its_time_over_a_restart() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("run");
+        let run = RunDir::open(&path).unwrap();
+        let first = run.page("vmclock0").unwrap();
+        assert_eq!(first.left_over([7; 16], CounterId::X86_TSC), None);
+        first.write(&page([7; 16]));
+        let inode = std::fs::metadata(path.join("vmclock0")).unwrap().ino();
+        drop((first, run));
+
+        let run = RunDir::open(&path).unwrap();
+        let second = run.page("vmclock0").unwrap();
+        let metadata = std::fs::metadata(path.join("vmclock0")).unwrap();
+        assert_eq!((metadata.ino(), metadata.len(), metadata.mode() & 0o777), (inode, 4096, 0o644));
+        let left = second.left_over([7; 16], CounterId::X86_TSC).unwrap();
+        assert_eq!(left.abi.clock(), page([7; 16]).abi.clock());
+        assert_eq!(second.left_over([8; 16], CounterId::X86_TSC), None, "another boot");
+        assert_eq!(second.left_over([7; 16], CounterId::MONOTONIC_RAW), None, "another counter");
+    }
+
+    #[test]
+    fn what_is_no_page_is_replaced() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("vmclock0");
+        std::fs::write(&path, "short").unwrap();
+        let run = RunDir::open(dir.path()).unwrap();
+        run.page("vmclock0").unwrap();
+        assert_eq!(std::fs::metadata(&path).unwrap().len(), 4096);
+    }
+
+    #[test]
+    fn two_daemons_do_not_share_a_run_directory() {
+        let dir = tempfile::tempdir().unwrap();
+        let _run = RunDir::open(dir.path()).unwrap();
+        let error = RunDir::open(dir.path()).unwrap_err().to_string();
+        assert!(error.starts_with("another radclockd uses the run directory"), "{error}");
+    }
+
+    #[test]
+    fn a_run_directory_that_cannot_be_made_is_named_with_what_to_do() {
+        let error = RunDir::open(Path::new("/proc/radclock")).unwrap_err().to_string();
+        assert!(error.starts_with("cannot use the run directory /proc/radclock: "), "{error}");
+        assert!(error.ends_with("choose another with --run-dir or paths.run_dir"), "{error}");
+    }
+}

@@ -1,0 +1,230 @@
+//! How this domain's TSC runs against Xen's system time, measured, so that Dom0's own programs have a page over the
+//! TSC as guests have.
+//!
+//! A line through two brackets (TSC, system time, TSC). The line is kept and drawn longer for as long as it predicts
+//! the next bracket; when it does not, Xen has changed the scale, and a new line starts. What was missed, and how far
+//! the rates of recent lines differ, goes into the bound and into how soon to look again.
+
+use std::time::Duration;
+
+use radclock::compose::{Added, TimeInfo};
+use radclock::time::Counter;
+
+/// The TSC and system time read at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sample {
+    /// The TSC, halfway between two readings.
+    pub tsc: Counter,
+    /// Xen's system time in between, ns.
+    pub system_time: u64,
+    /// Half the distance of the two readings, in counts.
+    pub half_width: u64,
+}
+
+/// Readings to choose the narrowest from.
+const TRIES: usize = 5;
+
+impl Sample {
+    /// Reads both, the narrowest of a few tries.
+    pub fn take<E>(mut tsc: impl FnMut() -> Counter, mut system: impl FnMut() -> Result<u64, E>) -> Result<Sample, E> {
+        let mut best: Option<Sample> = None;
+        for _ in 0..TRIES {
+            let low = tsc();
+            let system_time = system()?;
+            let width = tsc().since(low).max(0);
+            let half_width = width.unsigned_abs() / 2 + 1;
+            if best.is_none_or(|best| half_width < best.half_width) {
+                best = Some(Sample { tsc: low.offset(width / 2), system_time, half_width });
+            }
+        }
+        Ok(best.expect("at least one try"))
+    }
+}
+
+/// The longest line: beyond it the oscillators' own wander counts more than the brackets.
+const MAX_LINE_NANOS: f64 = 64e9;
+/// What a stale line may be off by until it is drawn anew, ns.
+const STALENESS_NANOS: f64 = 250.0;
+/// The soonest and the latest to look again.
+const LOOK: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(1));
+/// Figures of the past lose half of their weight in this time, ns.
+const MEMORY_NANOS: f64 = 60e9;
+
+/// The line and what is known of its quality.
+#[derive(Clone, Debug)]
+pub struct Relation {
+    start: Sample,
+    last: Sample,
+    /// Nanoseconds a count.
+    rate: f64,
+    /// Relative, from the brackets' widths at both ends.
+    rate_error: f64,
+    /// How far rates differed lately, relative.
+    wander: f64,
+    /// How far a prediction was off lately, ns: noise of the brackets, or changes too small to end the line.
+    miss: f64,
+    /// Between the last two brackets, ns.
+    interval: f64,
+}
+
+impl Relation {
+    /// From two brackets some milliseconds apart; nothing if either clock stood still or ran backwards.
+    pub fn new(start: Sample, last: Sample) -> Option<Relation> {
+        let mut relation = Relation { start, last, rate: 0.0, rate_error: 0.0, wander: 0.0, miss: 0.0, interval: 0.0 };
+        relation.draw().then_some(relation)
+    }
+
+    /// Draws the line from `start` to `last`.
+    fn draw(&mut self) -> bool {
+        let counts = self.last.tsc.since(self.start.tsc);
+        let nanos = self.last.system_time.wrapping_sub(self.start.system_time) as i64;
+        if counts <= 0 || nanos <= 0 {
+            return false;
+        }
+        self.rate = nanos as f64 / counts as f64;
+        // Whole nanoseconds at both ends.
+        self.rate_error = (self.start.half_width + self.last.half_width) as f64 / counts as f64 + 2.0 / nanos as f64;
+        true
+    }
+
+    /// Takes the next bracket. Nothing if either clock ran backwards: start anew.
+    pub fn update(&mut self, next: Sample) -> Option<()> {
+        let counts = next.tsc.since(self.last.tsc);
+        let nanos = next.system_time.wrapping_sub(self.last.system_time) as i64;
+        if counts <= 0 || nanos <= 0 {
+            return None;
+        }
+        let decay = (-(nanos as f64) / MEMORY_NANOS).exp2();
+        let widths = (self.last.half_width + next.half_width) as f64 * self.rate + 2.0;
+        let off = (nanos as f64 - counts as f64 * self.rate).abs();
+        let expected = widths + counts as f64 * self.rate * self.rate_error;
+        let before = self.rate;
+        let holds = off <= expected;
+        if !holds {
+            self.start = self.last;
+        } else if (next.tsc.since(self.start.tsc) as f64) * self.rate > MAX_LINE_NANOS {
+            // Half the line goes on, by its own prediction, so that it need not start over.
+            let half = next.tsc.since(self.start.tsc) / 2;
+            self.start = Sample {
+                tsc: self.start.tsc.offset(half),
+                system_time: self.start.system_time.wrapping_add((half as f64 * self.rate) as u64),
+                half_width: (self.start.half_width + self.last.half_width).div_ceil(2),
+            };
+        }
+        self.last = next;
+        self.interval = nanos as f64;
+        if !self.draw() {
+            return None;
+        }
+        self.miss = (self.miss * decay).max(off);
+        let changed = if holds { 0.0 } else { (self.rate / before - 1.0).abs() };
+        self.wander = (self.wander * decay).max(changed);
+        Some(())
+    }
+
+    /// The line as Xen itself would write it down, with the last bracket as its reference.
+    pub fn info(&self) -> TimeInfo {
+        // mul = rate / 2^shift * 2^32 lies in 2^31..2^32.
+        let shift = self.rate.log2().floor() as i8 + 1;
+        let mul = (self.rate * 2f64.powi(32 - i32::from(shift))).min(f64::from(u32::MAX)) as u32;
+        TimeInfo {
+            tsc_timestamp: self.last.tsc.0,
+            system_time: self.last.system_time,
+            tsc_to_system_mul: mul,
+            tsc_shift: shift,
+        }
+    }
+
+    /// What the line adds to a clock's bound.
+    pub fn added(&self) -> Added {
+        // What was missed grows with the time between two looks, which at most doubles.
+        let nanos = self.last.half_width as f64 * self.rate + 2.0 * self.miss + 1.0;
+        // The multiplier has 32 bits, the highest of them set.
+        let rate = self.rate_error + self.wander + 2f64.powi(-31);
+        Added { nanos: nanos.ceil() as u64, rate: (rate * 2f64.powi(64)) as u64 }
+    }
+
+    /// When to look again, so that the line is not off by more than a fraction of a microsecond until then.
+    pub fn look_again(&self) -> Duration {
+        let nanos = STALENESS_NANOS / (self.rate_error + self.wander);
+        Duration::from_nanos(nanos.min(2.0 * self.interval) as u64).clamp(LOOK.0, LOOK.1)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn off(relation: &Relation, tsc: u64, truth: f64) -> (f64, f64) {
+        let info = relation.info();
+        let added = relation.added();
+        let age = tsc.abs_diff(info.tsc_timestamp) as f64 * relation.rate;
+        let bound = added.nanos as f64 + age * added.rate as f64 / 2f64.powi(64) + 2.0;
+        ((info.system_time(Counter(tsc)) as f64 - truth).abs(), bound)
+    }
+
+    #[test]
+    fn on_a_steady_host_the_line_grows_and_is_looked_at_once_a_second() {
+        let sample =
+            |at: f64| Sample { tsc: Counter((at * 3.0) as u64 + 12_345), system_time: at as u64, half_width: 600 };
+        let mut relation = Relation::new(sample(1e9), sample(1.02e9)).unwrap();
+        let mut at = 1.02e9;
+        for _ in 0..2000 {
+            at += relation.look_again().as_nanos() as f64;
+            relation.update(sample(at)).unwrap();
+        }
+        assert_eq!(relation.look_again(), LOOK.1);
+        assert!(relation.rate_error < 5e-8 && relation.wander == 0.0 && relation.miss < 2.0);
+        assert!(relation.added().nanos < 207);
+    }
+
+    #[test]
+    fn a_clock_that_runs_backwards_ends_the_line() {
+        let sample = |tsc, system_time| Sample { tsc: Counter(tsc), system_time, half_width: 1 };
+        assert!(Relation::new(sample(100, 100), sample(100, 200)).is_none());
+        let mut relation = Relation::new(sample(100, 100), sample(1100, 1100)).unwrap();
+        assert!(relation.update(sample(2100, 900)).is_none());
+    }
+
+    proptest! {
+        /// The scale changes once; readings are wrong by up to their half-widths.
+        #[test]
+        fn between_looks_the_line_is_right_to_within_its_bound_again_after_a_change(
+            ghz in 0.5f64..6.0,
+            change in -100e-6f64..100e-6,
+            wrong in prop::collection::vec(-1.0f64..1.0, 200),
+            half_width in 50u64..20_000,
+        ) {
+            let knee = 5e9;
+            // Nanoseconds of system time at `at` counts.
+            let truth = |tsc: f64| {
+                let nanos = tsc / ghz;
+                nanos + (nanos - knee).max(0.0) * change
+            };
+            let sample = |tsc: f64, wrong: f64| Sample {
+                tsc: Counter(tsc as u64),
+                system_time: (truth(tsc.floor() + wrong * half_width as f64) + 1e9) as u64,
+                half_width,
+            };
+            let mut tsc = 1e9 * ghz;
+            let mut relation = Relation::new(sample(tsc, wrong[0]), sample(tsc + 2e7 * ghz, wrong[1])).unwrap();
+            tsc += 2e7 * ghz;
+            let mut unseen = false;
+            for &wrong in &wrong[2..] {
+                let next = tsc + relation.look_again().as_nanos() as f64 * ghz;
+                let crosses = truth(tsc) < knee && truth(next) >= knee;
+                for part in [0.25, 0.5, 1.0] {
+                    let at = (tsc + (next - tsc) * part).floor();
+                    let (off, bound) = off(&relation, at as u64, truth(at) + 1e9);
+                    // The first change comes out of the blue.
+                    prop_assert!(crosses || unseen || off <= bound, "off {off} bound {bound}");
+                }
+                relation.update(sample(next, wrong)).unwrap();
+                // One more look: the change may have come right before the bracket that should show it.
+                unseen = crosses;
+                tsc = next;
+            }
+        }
+    }
+}
