@@ -16,11 +16,21 @@ use crate::time::{Counter, Span, Timestamp};
 /// a counter further back than this was reset, or has gone half way round.
 const MAX_BACKWARDS: Span = Span::from_secs(1);
 
+/// A raw counter value, and the undisturbed run of the counter that it belongs to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Sample {
+    /// The counter's value.
+    pub counter: Counter,
+    /// The page's disruption marker then. Values with different ones are of different counters (before and after a
+    /// migration, say) and must not be subtracted.
+    pub disruption_marker: u64,
+}
+
 /// A time, with what is known of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Reading {
-    /// The counter's value that was turned into time.
-    pub counter: Counter,
+    /// The counter value that was turned into time.
+    pub sample: Sample,
     /// The time there, in UTC.
     pub time: Timestamp,
     /// Bound on its error, in either direction.
@@ -29,8 +39,6 @@ pub struct Reading {
     pub status: Status,
     /// TAI − UTC in seconds, if the clock knows it.
     pub tai_offset: Option<i16>,
-    /// The page's disruption marker: two readings with the same one are of the same, undisturbed counter.
-    pub disruption_marker: u64,
 }
 
 impl Reading {
@@ -96,11 +104,25 @@ pub enum ReadError {
 #[inline]
 pub fn read(page: &SharedPage, id: CounterId, mut counter: impl FnMut() -> Counter) -> Result<Reading, ReadError> {
     let (view, now) = page.read(|page| (View::load(page), counter()))?;
-    view.reading(id, now, MAX_BACKWARDS)
+    view.check(id)?;
+    view.reading(now, MAX_BACKWARDS)
 }
 
-/// The time at which `counter` was read, on the counter that `disruption_marker` stood for then
-/// ([`Reading::disruption_marker`], [`VmclockAbi::disruption_marker`]).
+/// The raw counter now, to be turned into time later; `id` and `counter` as for [`read`].
+///
+/// Says nothing of the clock: it need not be synchronised yet.
+///
+/// # Errors
+///
+/// [`ReadError::Busy`], and [`ReadError::Page`] if the page has another layout or another counter.
+#[inline]
+pub fn sample(page: &SharedPage, id: CounterId, mut counter: impl FnMut() -> Counter) -> Result<Sample, ReadError> {
+    let (view, counter) = page.read(|page| (View::load(page), counter()))?;
+    view.check(id)?;
+    Ok(Sample { counter, disruption_marker: view.abi.disruption_marker.get() })
+}
+
+/// The time at which `sample` was taken.
 ///
 /// The bound counts from the page's reference instant, so it is best soon after. A value taken more than half of the
 /// counter's range ago (29 years at 10 GHz) cannot be told from one in the future.
@@ -108,17 +130,13 @@ pub fn read(page: &SharedPage, id: CounterId, mut counter: impl FnMut() -> Count
 /// # Errors
 ///
 /// Any [`ReadError`] but [`ReadError::Backwards`].
-pub fn read_at(
-    page: &SharedPage,
-    id: CounterId,
-    counter: Counter,
-    disruption_marker: u64,
-) -> Result<Reading, ReadError> {
+pub fn read_at(page: &SharedPage, id: CounterId, sample: Sample) -> Result<Reading, ReadError> {
     let view = page.read(View::load)?;
-    if view.abi.disruption_marker.get() != disruption_marker {
+    view.check(id)?;
+    if view.abi.disruption_marker.get() != sample.disruption_marker {
         return Err(ReadError::Disrupted);
     }
-    view.reading(id, counter, Span::MAX)
+    view.reading(sample.counter, Span::MAX)
 }
 
 /// The part of a page that a time is made of.
@@ -137,12 +155,14 @@ impl View {
     }
 
     #[inline]
-    fn reading(&self, id: CounterId, counter: Counter, max_backwards: Span) -> Result<Reading, ReadError> {
+    fn check(&self, id: CounterId) -> Result<(), PageError> {
+        self.abi.check_layout()?;
+        if self.abi.counter_id == id.0 { Ok(()) } else { Err(PageError::CounterId(self.abi.counter_id)) }
+    }
+
+    #[inline]
+    fn reading(&self, counter: Counter, max_backwards: Span) -> Result<Reading, ReadError> {
         let abi = &self.abi;
-        abi.check_layout()?;
-        if abi.counter_id != id.0 {
-            return Err(PageError::CounterId(abi.counter_id).into());
-        }
         let mut status = abi.status();
         if !status.is_readable() {
             return Err(ReadError::Status(status));
@@ -162,8 +182,8 @@ impl View {
                 status = Status::Freerunning;
             }
         }
-        let disruption_marker = abi.disruption_marker.get();
-        Ok(Reading { counter, time, max_error, status, tai_offset: abi.tai_offset(), disruption_marker })
+        let sample = Sample { counter, disruption_marker: abi.disruption_marker.get() };
+        Ok(Reading { sample, time, max_error, status, tai_offset: abi.tai_offset() })
     }
 }
 

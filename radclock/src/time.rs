@@ -188,6 +188,12 @@ impl Timestamp {
         if nanos > u64::MAX as u128 { u64::MAX } else { nanos as u64 }
     }
 
+    /// As the standard library's type, to the nanosecond; nothing if that cannot hold it.
+    #[cfg(feature = "std")]
+    pub fn to_system_time(self) -> Option<std::time::SystemTime> {
+        std::time::SystemTime::UNIX_EPOCH.checked_add(std::time::Duration::new(self.secs(), self.subsec_nanos()))
+    }
+
     /// The instant `span` later (earlier if negative), or nothing outside of the range.
     pub const fn checked_add(self, span: Span) -> Option<Timestamp> {
         match self.0.checked_add_signed(span.0) {

@@ -9,7 +9,7 @@ use radclock::clock::{Clock, Period, Status};
 use radclock::page::{
     Content, CounterId, Flags, LEAP_POS, LEAP_PRE_NEG, LEAP_PRE_POS, PAGE_SIZE, Page, PageError, TIME_TAI,
 };
-use radclock::reader::{ReadError, Reading, read, read_at};
+use radclock::reader::{ReadError, Reading, Sample, read, read_at, sample};
 use radclock::seqcount::{Busy, SharedPage};
 use radclock::time::{Counter, Span, Timestamp};
 use zerocopy::{FromBytes, IntoBytes};
@@ -63,13 +63,12 @@ fn altered(alter: impl FnOnce(&mut Page)) -> Page {
 #[test]
 fn a_reading_says_time_bound_and_state() {
     let reading = read_after(&Page::new(&content()), 100 * SECOND).unwrap();
-    assert_eq!(reading.counter, Counter(1_100_000_000_000));
+    assert_eq!(reading.sample, Sample { counter: Counter(1_100_000_000_000), disruption_marker: MARKER });
     assert_eq!(reading.time.saturating_add(Span::from_nanos(1)).secs(), NOON + 100);
     assert_eq!(reading.max_error.ceil_nanos(), 1000 + 100_000 + 1);
     assert_eq!(reading.status, Status::Synchronized);
     assert_eq!(reading.latest().since(reading.earliest()), reading.max_error + reading.max_error);
     assert_eq!(reading.tai().unwrap().since(reading.time), Span::from_secs(37));
-    assert_eq!(reading.disruption_marker, MARKER);
 }
 
 #[test]
@@ -178,11 +177,12 @@ fn no_time_is_read_across_an_announced_leap_second() {
 #[test]
 fn a_value_taken_earlier_is_converted_unless_its_counter_is_gone() {
     let page = shared(&Page::new(&content()));
-    let earlier = Counter(1_000_000_000_000).offset(-500 * SECOND);
-    let reading = read_at(&page, TSC, earlier, MARKER).unwrap();
+    let earlier = sample(&page, TSC, || Counter(1_000_000_000_000).offset(-500 * SECOND)).unwrap();
+    let reading = read_at(&page, TSC, earlier).unwrap();
     assert_eq!(reading.time.saturating_add(Span::from_nanos(1)).secs(), NOON - 500);
     assert_eq!(reading.max_error.ceil_nanos(), 1000 + 500_000 + 1);
-    assert_eq!(read_at(&page, TSC, earlier, MARKER + 1), Err(ReadError::Disrupted));
+    page.write(&Page::new(&Content { disruption_marker: MARKER + 1, ..content() }));
+    assert_eq!(read_at(&page, TSC, earlier), Err(ReadError::Disrupted));
 }
 
 #[test]
@@ -235,7 +235,7 @@ fn readers_never_see_two_writes_at_once() {
                     && reading.time.secs() != NOON
                 {
                     assert_eq!(reading.time.frac(), reading.time.secs());
-                    assert_eq!(reading.disruption_marker, reading.time.secs());
+                    assert_eq!(reading.sample.disruption_marker, reading.time.secs());
                 }
             }
             assert_eq!(page.snapshot().unwrap().ext.generation.get(), 50_000);
@@ -317,8 +317,8 @@ proptest! {
         let reference = Counter(page.abi.counter_value.get());
         let counter = near.map_or(Counter(counter), |near| reference.offset(i64::from(near)));
         let shared = shared(&page);
-        let marker = page.abi.disruption_marker.get();
-        for result in [read(&shared, TSC, || counter), read_at(&shared, TSC, counter, marker)] {
+        let sample = Sample { counter, disruption_marker: page.abi.disruption_marker.get() };
+        for result in [read(&shared, TSC, || counter), read_at(&shared, TSC, sample)] {
             let Ok(reading) = result else { continue };
             let clock = page.abi.clock().expect("was read");
             prop_assert!(page.abi.status().is_readable());
