@@ -125,10 +125,8 @@ struct radclock {
 	/* The last good copy of the wire page; outlives the connection. */
 	struct radclock_page wire;
 	struct radclock_page scratch;
-	bool have_wire;
-	bool have_host_id;
-	u8 host_id[sizeof_field(struct radclock_extension, host_id)];
-	u64 wire_marker;
+	bool have_wire;		/* wire may be used */
+	bool taken;		/* wire is from this mapping */
 	enum radclock_page_fault fault;
 	bool stuck;
 	unsigned long stuck_since;
@@ -195,7 +193,7 @@ static struct radclock_time_info radclock_copy_info(const struct pvclock_vcpu_ti
 /* The record of any vCPU, as it stands. */
 static bool radclock_read_info(unsigned int cpu, struct radclock_time_info *info)
 {
-	const struct pvclock_vcpu_time_info *src = per_cpu(radclock_time, cpu);
+	const struct pvclock_vcpu_time_info *src = READ_ONCE(per_cpu(radclock_time, cpu));
 	unsigned int version, try;
 
 	for (try = 0; src && try < RECORD_TRIES; try++) {
@@ -451,7 +449,14 @@ static bool radclock_copy_wire(struct radclock *rc)
 	return false;
 }
 
-/* Takes over what the backend has written, if anything. True if it has. */
+/* Whether a page speaks of the same undisturbed counter as the one before it. */
+static bool radclock_same_counter(const struct radclock_page *old, const struct radclock_page *new)
+{
+	return old->abi.disruption_marker == new->abi.disruption_marker &&
+	       !memcmp(old->ext.host_id, new->ext.host_id, sizeof(old->ext.host_id));
+}
+
+/* Takes over what the backend has written. True if it has written anything. */
 static bool radclock_refresh_wire(struct radclock *rc)
 {
 	const struct radclock_page *new = &rc->scratch;
@@ -469,7 +474,7 @@ static bool radclock_refresh_wire(struct radclock *rc)
 	}
 	rc->stuck = false;
 
-	if (rc->have_wire && new->abi.seq_count == rc->wire.abi.seq_count)
+	if (rc->taken && new->abi.seq_count == rc->wire.abi.seq_count)
 		return false;
 	fault = radclock_check_wire(new);
 	if (fault) {
@@ -479,19 +484,25 @@ static bool radclock_refresh_wire(struct radclock *rc)
 			radclock_disrupt(rc);
 		}
 		rc->fault = fault;
+		rc->taken = false;
 		return false;
 	}
 	rc->fault = RADCLOCK_PAGE_OK;
 
-	if (rc->have_host_id &&
-	    (memcmp(rc->host_id, new->ext.host_id, sizeof(rc->host_id)) ||
-	     rc->wire_marker != new->abi.disruption_marker))
+	if (rc->have_wire && !radclock_same_counter(&rc->wire, new))
 		radclock_disrupt(rc);
-	memcpy(rc->host_id, new->ext.host_id, sizeof(rc->host_id));
-	rc->wire_marker = new->abi.disruption_marker;
-	rc->have_host_id = true;
+	/*
+	 * A daemon that was started anew has no clock yet. Its predecessor's stays
+	 * right to within its bound until then.
+	 */
+	if (rc->have_wire && !rc->taken && radclock_readable(rc->wire.abi.clock_status) &&
+	    new->abi.clock_status <= RADCLOCK_STATUS_INITIALIZING) {
+		rc->wire.abi.clock_status = RADCLOCK_STATUS_FREERUNNING;
+		return true;
+	}
 	rc->wire = *new;
 	rc->have_wire = true;
+	rc->taken = true;
 	return true;
 }
 
@@ -572,6 +583,7 @@ static int radclock_map(struct radclock *rc, u32 page_ref)
 	rc->handle = op.handle;
 	rc->page_ref = page_ref;
 	rc->stuck = false;
+	rc->taken = false;
 	rc->fault = RADCLOCK_PAGE_OK;
 	return 0;
 }
