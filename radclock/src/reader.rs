@@ -52,6 +52,12 @@ impl Reading {
         self.time.saturating_add(self.max_error)
     }
 
+    /// The bound for who keeps [`Reading::time`] in whole nanoseconds, rounded down: in nanoseconds, with what that
+    /// rounding takes off.
+    pub const fn max_error_nanos(&self) -> u64 {
+        self.max_error.saturating_add(Span::from_nanos(1)).ceil_nanos().cast_unsigned()
+    }
+
     /// The time in TAI, if the clock knows its offset. The bound is the same.
     pub const fn tai(&self) -> Option<Timestamp> {
         match self.tai_offset {

@@ -9,7 +9,7 @@
 //!
 //! let clock = RadClock::open()?;
 //! let now = clock.now()?;
-//! println!("{} s since 1970, wrong by at most {} ns", now.time, now.max_error.ceil_nanos());
+//! println!("{} s since 1970, wrong by at most {} ns", now.time, now.max_error_nanos());
 //! if now.status == Status::Freerunning {
 //!     println!("the host's clock lost its servers; the bound grows");
 //! }
