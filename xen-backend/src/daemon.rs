@@ -70,7 +70,7 @@ pub async fn run(config: Config, local: bool) -> anyhow::Result<()> {
         .context("cannot open a UDP socket")?;
     let (changes, changed) = watch::channel(());
     let shared = Arc::new(Shared {
-        state: Mutex::new(State { keeper, pages, server: client.report().clone() }),
+        state: Mutex::new(State { keeper, pages, server: client.report().clone(), distrusted: None }),
         guests: guests.clone(),
         host_id: host::hex(host_id),
         time_domain: config.clock.time_domain.0.clone(),
@@ -138,6 +138,8 @@ struct State {
     keeper: Keeper,
     pages: LocalPages,
     server: ServerReport,
+    /// What was wrong with the server's last answer.
+    distrusted: Option<&'static str>,
 }
 
 impl Shared {
@@ -168,13 +170,26 @@ impl Shared {
 
     fn polled(&self, polled: Polled) {
         let mut state = self.lock();
+        let distrusted = state.distrusted;
         state.server = polled.report;
         if let Some((stamp, leap)) = polled.exchange {
-            match state.keeper.process(&stamp, leap) {
-                Verdict::Accepted => {}
-                verdict => tracing::warn!("stamp not taken: {verdict:?}"),
-            }
+            let complaint = match state.keeper.process(&stamp, leap) {
+                Verdict::Accepted => None,
+                Verdict::Invalid => Some("its answer is impossible in itself: not taken"),
+                Verdict::Insane => Some("its answer contradicts the clock: not followed"),
+            };
             state.publish(self.guests.as_ref());
+            state.distrusted = complaint;
+            match complaint {
+                Some(complaint) if complaint != distrusted.unwrap_or_default() => {
+                    tracing::warn!("{}: {complaint}", state.server.name);
+                }
+                None if distrusted.is_some() => tracing::info!("{}: its answer fits again", state.server.name),
+                _ => {}
+            }
+        }
+        if state.server.last_error.is_none() {
+            state.server.last_error = state.distrusted.map(str::to_owned);
         }
         drop(state);
         self.changes.send_replace(());
