@@ -3,6 +3,8 @@
 //! A stamp's delay in one direction is the smallest one plus something that is never negative. No one scale fits a
 //! quiet LAN, a loaded host and a WAN with bursts; a mixture over all scales fits each once it has seen some stamps.
 
+use super::filter::Normal;
+
 /// How many exponentials.
 pub(super) const COMPONENTS: usize = 9;
 
@@ -17,7 +19,7 @@ const MEMORY_STAMPS: f64 = 400.0;
 const MIN_WEIGHT: f64 = 1e-4;
 
 /// Logarithm of the density of a delay that no exponential explains.
-const HOPELESS_EVIDENCE: f64 = -700.0;
+const UNHEARD_OF: f64 = -700.0;
 
 /// The distribution of one direction's delay above its smallest.
 #[derive(Clone, Debug)]
@@ -31,10 +33,8 @@ pub(super) struct Delay {
 pub(super) struct Posterior {
     /// Logarithm of the density of the prediction.
     pub(super) log_evidence: f64,
-    /// Mean, s.
-    pub(super) mean: f64,
-    /// Variance, s².
-    pub(super) variance: f64,
+    /// The delay above the smallest, s.
+    pub(super) excess: Normal,
     /// How much each exponential had to do with it; their sum is 1.
     shares: [f64; COMPONENTS],
 }
@@ -44,38 +44,37 @@ impl Delay {
         Delay { weights: [1.0 / COMPONENTS as f64; COMPONENTS], stamps: PRIOR_STAMPS }
     }
 
-    /// Bayes' rule for a delay predicted as normal with this mean (s) and variance (s²): each exponential turns it into
-    /// a normal distribution cut off at zero, whose moments are known in closed form.
-    pub(super) fn posterior(&self, mean: f64, variance: f64) -> Posterior {
-        let sigma = variance.sqrt();
-        let place = mean / sigma;
+    /// Bayes' rule for a delay predicted like this (s): each exponential turns it into a normal distribution cut off at
+    /// zero, whose moments are known in closed form.
+    pub(super) fn posterior(&self, prior: Normal) -> Posterior {
+        let sigma = prior.sigma();
+        let place = prior.mean / sigma;
         let far = place > FAR;
         let mut shares = [0.0; COMPONENTS];
-        let mut moments = [(0.0, 0.0); COMPONENTS];
+        let mut parts = [Normal { mean: 0.0, variance: 0.0 }; COMPONENTS];
         let mut total = 0.0;
         let mut first = 0.0;
         for k in 0..COMPONENTS {
             let ratio = sigma / SCALES[k];
-            let cut = ratio - place;
-            let tail = if far { far_tail(ratio, place) } else { Tail::beyond(cut) };
+            let tail = if far { Tail::of_far(ratio, place) } else { Tail::beyond(ratio - place) };
             shares[k] = self.weights[k] / SCALES[k] * tail.scaled;
-            moments[k] = (sigma * tail.excess, variance * tail.shrink);
+            parts[k] = Normal { mean: sigma * tail.mean, variance: prior.variance * tail.variance };
             total += shares[k];
-            first += shares[k] * moments[k].0;
+            first += shares[k] * parts[k].mean;
         }
         if total <= 0.0 {
             // Longer than any congestion that is modelled: it says nothing.
-            return Posterior { log_evidence: HOPELESS_EVIDENCE, mean, variance, shares: self.weights };
+            return Posterior { log_evidence: UNHEARD_OF, excess: prior, shares: self.weights };
         }
         let mean = first / total;
         let mut second = 0.0;
-        for k in 0..COMPONENTS {
-            let off = moments[k].0 - mean;
-            second += shares[k] * (moments[k].1 + off * off);
-            shares[k] /= total;
+        for (share, part) in shares.iter_mut().zip(parts) {
+            let off = part.mean - mean;
+            second += *share * (part.variance + off * off);
+            *share /= total;
         }
         let log_scale = if far { 0.0 } else { -0.5 * place * place };
-        Posterior { log_evidence: total.ln() + log_scale, mean, variance: second / total, shares }
+        Posterior { log_evidence: total.ln() + log_scale, excess: Normal { mean, variance: second / total }, shares }
     }
 
     /// Learns from a stamp.
@@ -92,6 +91,16 @@ impl Delay {
         }
     }
 
+    /// The delay that half of all exceed, s.
+    pub(super) fn median(&self) -> f64 {
+        let (mut low, mut high) = (0.0, SCALES[COMPONENTS - 1]);
+        for _ in 0..20 {
+            let middle = 0.5 * (low + high);
+            *(if self.tail(middle) > 0.5 { &mut low } else { &mut high }) = middle;
+        }
+        high
+    }
+
     /// Probability of a delay beyond so many seconds.
     pub(super) fn tail(&self, delay: f64) -> f64 {
         self.weights.iter().zip(&SCALES).map(|(weight, scale)| weight * (-delay.max(0.0) / scale).exp()).sum()
@@ -103,12 +112,12 @@ const FAR: f64 = 30.0;
 
 /// The standard normal distribution beyond a cut.
 struct Tail {
-    /// Its probability times `exp(cut²/2)`: neither vanishes nor overflows for any cut that occurs.
+    /// Its probability times `exp(cut²/2)`, which neither vanishes nor overflows.
     scaled: f64,
     /// Mean of what lies there, above the cut.
-    excess: f64,
+    mean: f64,
     /// Its variance.
-    shrink: f64,
+    variance: f64,
 }
 
 impl Tail {
@@ -119,23 +128,23 @@ impl Tail {
         if cut > 12.0 {
             // The asymptotic series, where the closed form would cancel.
             let inverse = 1.0 / (cut * cut);
-            let excess = (1.0 - inverse * (2.0 - 10.0 * inverse)) / cut;
-            return Tail { scaled, excess, shrink: inverse * (1.0 - inverse * (6.0 - 50.0 * inverse)) };
+            let mean = (1.0 - inverse * (2.0 - 10.0 * inverse)) / cut;
+            return Tail { scaled, mean, variance: inverse * (1.0 - inverse * (6.0 - 50.0 * inverse)) };
         }
         let hazard = INV_SQRT_TAU / scaled;
-        let excess = hazard - cut;
-        Tail { scaled, excess, shrink: 1.0 - hazard * excess }
+        let mean = hazard - cut;
+        Tail { scaled, mean, variance: 1.0 - hazard * mean }
     }
-}
 
-/// What [`Tail::beyond`] would give for a cut of `ratio − place` with `place` beyond [`FAR`], times `exp(-place²/2)`.
-fn far_tail(ratio: f64, place: f64) -> Tail {
-    let cut = ratio - place;
-    if cut > -8.0 {
-        // An exponential so much shorter than the delay had nothing to do with it.
-        return Tail { scaled: 0.0, excess: 0.0, shrink: 0.0 };
+    /// The same for a cut of `ratio − place` with `place` beyond [`FAR`], but `scaled` times `exp(-place²/2)`.
+    fn of_far(ratio: f64, place: f64) -> Tail {
+        let cut = ratio - place;
+        if cut > -8.0 {
+            // An exponential so much shorter than the delay had nothing to do with it.
+            return Tail { scaled: 0.0, mean: 0.0, variance: 0.0 };
+        }
+        Tail { scaled: (ratio * (0.5 * ratio - place)).exp(), mean: -cut, variance: 1.0 }
     }
-    Tail { scaled: (ratio * (0.5 * ratio - place)).exp(), excess: -cut, shrink: 1.0 }
 }
 
 /// `exp(x²)·erfc(x)` for `x ≥ 0`, to 1e-8: a Chebyshev fit of `(1 + 2x)·exp(x²)·erfc(x)` in `(x − 3.75)/(x + 3.75)`,
@@ -156,6 +165,8 @@ fn scaled_erfc(x: f64) -> f64 {
         -2.241_167_463_416_805e-4,
         2.204_671_737_346_627e-5,
     ];
-    let y = (x - 3.75) / (x + 3.75);
-    COEFFICIENTS.iter().rev().fold(0.0, |sum, coefficient| sum * y + coefficient) / (1.0 + 2.0 * x)
+    let (below, above) = (x + 3.75, 1.0 + 2.0 * x);
+    let inverse = 1.0 / (below * above);
+    let y = (x - 3.75) * above * inverse;
+    COEFFICIENTS.iter().rev().fold(0.0, |sum, coefficient| sum * y + coefficient) * below * inverse
 }

@@ -6,6 +6,11 @@
 
 use super::delay::Delay;
 
+/// Spectral density of the phase's random walk, s²/s: white noise of an oscillator's rate, a nanosecond in 100 s.
+const PHASE_WANDER: f64 = 1e-20;
+/// How closely a delay is known that only teaches the delay model, s².
+const LEARNT_VARIANCE: f64 = 1e-12;
+
 const THETA: usize = 0;
 const RATE: usize = 1;
 const STATES: usize = 4;
@@ -42,7 +47,13 @@ pub(super) struct Normal {
     pub(super) variance: f64,
 }
 
-/// What a filter takes for granted; a bank of them covers the range.
+impl Normal {
+    pub(super) fn sigma(self) -> f64 {
+        self.variance.max(0.0).sqrt()
+    }
+}
+
+/// What a filter takes for granted.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Assumed {
     /// Spectral density of the rate's random walk, 1/s.
@@ -61,13 +72,13 @@ pub(super) struct Filter {
 }
 
 impl Filter {
-    /// A filter that knows one exchange: the clock is wrong by at most half the round trip (s), its rate by `skew`.
+    /// A filter that knows one exchange: the clock is wrong by about half the round trip (s), its rate by `skew`.
     pub(super) fn new(assumed: Assumed, rtt: f64, skew: f64) -> Filter {
         let half = rtt / 2.0;
         let mut cov = [[0.0; STATES]; STATES];
         cov[THETA][THETA] = half * half;
         cov[RATE][RATE] = skew * skew;
-        // What is not known of the smallest delays is common to both: the difference cannot be seen.
+        // What is not known of the smallest delays is common to both: their difference cannot be seen.
         for row in &mut cov[2..] {
             row[2..].fill(half * half);
         }
@@ -79,8 +90,8 @@ impl Filter {
         Filter { assumed, ..self.clone() }
     }
 
-    /// Lets `dt` seconds pass (or takes them back).
-    pub(super) fn predict(&mut self, dt: f64, phase_wander: f64) {
+    /// Lets `dt` seconds pass (or takes them back, when two exchanges overlap).
+    pub(super) fn predict(&mut self, dt: f64) {
         self.mean[THETA] += dt * self.mean[RATE];
         let rate = self.cov[RATE];
         for (theta, rate) in self.cov[THETA].iter_mut().zip(rate) {
@@ -90,63 +101,63 @@ impl Filter {
             row[THETA] += dt * row[RATE];
         }
         let (q, t) = (self.assumed.wander, dt.abs());
-        self.cov[THETA][THETA] += q * t * t * t / 3.0 + phase_wander * t;
+        self.cov[THETA][THETA] += q * t * t * t / 3.0 + PHASE_WANDER * t;
         let cross = q * t * dt / 2.0;
         self.cov[THETA][RATE] += cross;
         self.cov[RATE][THETA] += cross;
         self.cov[RATE][RATE] += q * t;
     }
 
-    /// The delay above the smallest that a measurement (s, with a host's noise, s²) in a direction amounts to.
+    /// The delay above the smallest that a measurement (s, with the host's noise, s²) in a direction amounts to.
     pub(super) fn excess(&self, direction: Direction, measured: f64, host: f64) -> Normal {
         let (sign, d) = (direction.sign(), direction.delay_state());
-        let cov = &self.cov;
+        let noise = self.assumed.noise * self.assumed.noise + host;
         Normal {
             mean: measured - sign * self.mean[THETA] - self.mean[d],
-            variance: cov[THETA][THETA]
-                + 2.0 * sign * cov[THETA][d]
-                + cov[d][d]
-                + self.assumed.noise * self.assumed.noise
-                + host,
+            // Rounding may leave a little less than nothing of a covariance that was huge before a good stamp.
+            variance: (self.cov[THETA][THETA] + 2.0 * sign * self.cov[THETA][d] + self.cov[d][d]).max(0.0) + noise,
         }
     }
 
-    /// Takes in a measurement (s) with the host's noise (s²), and returns the logarithm of its density.
+    /// Takes in a measurement (s, with the host's noise, s²), and returns the logarithm of the density it had.
     pub(super) fn update(&mut self, direction: Direction, measured: f64, host: f64) -> f64 {
         let prior = self.excess(direction, measured, host);
         let delay = &mut self.delays[direction as usize];
-        let posterior = delay.posterior(prior.mean, prior.variance);
+        let posterior = delay.posterior(prior);
         delay.learn(&posterior);
         let (sign, d) = (direction.sign(), direction.delay_state());
-        // The excess falls when the state rises: hence the sign of the gain.
-        let mut gain = [0.0; STATES];
-        for (i, gain) in gain.iter_mut().enumerate() {
-            *gain = (sign * self.cov[i][THETA] + self.cov[i][d]) / prior.variance;
-        }
-        let moved = prior.mean - posterior.mean;
-        let shrunk = posterior.variance - prior.variance;
-        for i in 0..STATES {
+        let gain = self.cov.map(|row| (sign * row[THETA] + row[d]) / prior.variance);
+        // The excess falls when the state rises: hence prior minus posterior.
+        let moved = prior.mean - posterior.excess.mean;
+        let widened = posterior.excess.variance - prior.variance;
+        for (i, row) in self.cov.iter_mut().enumerate() {
             self.mean[i] += gain[i] * moved;
-            for j in 0..STATES {
-                self.cov[i][j] += gain[i] * gain[j] * shrunk;
+            for (cov, other) in row.iter_mut().zip(gain) {
+                *cov += gain[i] * other * widened;
             }
         }
         posterior.log_evidence
     }
 
-    /// Learns how long delays are from a stamp that is not to move the state.
-    pub(super) fn learn_only(&mut self, excess: [Normal; 2]) {
-        for (delay, normal) in self.delays.iter_mut().zip(excess) {
-            let posterior = delay.posterior(normal.mean, normal.variance.max(1e-14));
+    /// Learns how long delays are from a stamp whose delays above the smallest were these, and nothing else.
+    pub(super) fn learn_delays(&mut self, excess: [f64; 2]) {
+        for (delay, mean) in self.delays.iter_mut().zip(excess) {
+            let posterior = delay.posterior(Normal { mean, variance: LEARNT_VARIANCE });
             delay.learn(&posterior);
         }
     }
 
-    /// The smallest delay of a direction has moved to about `excess` above what it was, known to `sigma`.
-    pub(super) fn shift(&mut self, direction: Direction, excess: f64, sigma: f64) {
-        let d = direction.delay_state();
-        self.mean[d] += excess;
-        self.cov[d][d] += sigma * sigma;
+    /// The smallest delays have moved by so much, known to `sigma`; `together` if by the same amount, so that what is
+    /// known of their difference stays.
+    pub(super) fn shift(&mut self, moved: [f64; 2], sigma: [f64; 2], together: bool) {
+        for i in Direction::BOTH {
+            self.mean[i.delay_state()] += moved[i as usize];
+            for j in Direction::BOTH {
+                if i == j || together {
+                    self.cov[i.delay_state()][j.delay_state()] += sigma[i as usize] * sigma[j as usize];
+                }
+            }
+        }
     }
 
     /// The clock was corrected by so much time (s) and rate.
@@ -163,10 +174,6 @@ impl Filter {
         Normal { mean: self.mean[RATE], variance: self.cov[RATE][RATE] }
     }
 
-    pub(super) fn assumed(&self) -> Assumed {
-        self.assumed
-    }
-
     /// The smallest round trip, s.
     pub(super) fn round_trip(&self) -> Normal {
         let [f, b] = Direction::BOTH.map(Direction::delay_state);
@@ -174,9 +181,12 @@ impl Filter {
     }
 
     /// The smallest delay of a direction, s.
-    pub(super) fn smallest(&self, direction: Direction) -> Normal {
-        let d = direction.delay_state();
-        Normal { mean: self.mean[d], variance: self.cov[d][d] }
+    pub(super) fn smallest(&self, direction: Direction) -> f64 {
+        self.mean[direction.delay_state()]
+    }
+
+    pub(super) fn assumed(&self) -> Assumed {
+        self.assumed
     }
 
     pub(super) fn delay(&self, direction: Direction) -> &Delay {

@@ -1,15 +1,19 @@
 //! The synchronisation algorithm: stamps in, parameters with error bounds out. A pure state machine: no clock, no
 //! socket, no thread and no log inside. `docs/algorithm.md` explains the model.
 
+mod bank;
 mod delay;
 mod filter;
-
-use std::collections::VecDeque;
+mod rate;
+mod rise;
 
 use crate::clock::{Clock, Period, Status};
 use crate::stamp::Stamp;
 use crate::time::{Counter, Span};
-use filter::{Assumed, Direction, Filter, Normal};
+use bank::Bank;
+use filter::Direction;
+use rate::RateBound;
+use rise::Watch;
 
 /// The algorithm's parameters, validated by [`Synchroniser::new`].
 #[derive(Clone, Debug, PartialEq)]
@@ -74,44 +78,30 @@ pub struct SyncReport {
     pub shifts_up: u64,
     /// See `shifts_up`.
     pub shifts_down: u64,
+    /// How often the clock was given up and learnt anew because the server had contradicted it for too long.
+    pub restarts: u64,
 }
 
-/// Spectral densities of the rate's random walk that the filters of the bank assume, 1/s.
-const WANDERS: [f64; 8] = [1e-20, 1e-19, 1e-18, 1e-17, 1e-16, 1e-14, 1e-11, 1e-8];
-/// Noises of a reading that they assume, s: a good counter, a coarse one or a WAN, an emulated one.
-const NOISES: [f64; 3] = [0.3e-6, 3e-6, 30e-6];
-/// The evidence for each filter rests on about so many stamps.
-const EVIDENCE_STAMPS: f64 = 100.0;
-/// A filter whose evidence lags by more than this (natural logarithm) starts anew from the best.
-const HOPELESS: f64 = 300.0;
-/// Spectral density of the phase's random walk, s²/s: white noise of the oscillator's frequency.
-const PHASE_WANDER: f64 = 1e-20;
 /// Standard deviations in a bound.
-const SIGMAS: f64 = 5.0;
-/// Stamps that agree before the clock counts as synchronised.
+const SIGMAS: f64 = 4.0;
+/// Stamps that agree before there is a clock.
 const WARMUP_STAMPS: u64 = 3;
-/// …once so many stamps have taught what is likely.
-const POOR_AFTER: u64 = 50;
-/// A stamp is left out if a round trip as long is less likely than this (natural logarithm).
-const POOR_LOG_PROBABILITY: f64 = -3.0;
-/// A level shift upward shows in the last so many stamps…
-const SHIFT_STAMPS: [usize; 5] = [8, 16, 32, 64, 128];
-/// …over at least so many seconds…
-const SHIFT_SECS: f64 = 100.0;
-/// …that would be so unlikely (natural logarithm) without one.
-const SHIFT_LOG_PROBABILITY: f64 = -25.0;
-/// How far an oscillator's rate may leave the range seen of it so far, relative, once and for all…
-const RATE_ALLOWANCE: f64 = 0.1e-6;
-/// …and while it has been seen for less than `RATE_SEEN_SECS`.
-const RATE_ALLOWANCE_EARLY: f64 = 2e-6;
-const RATE_SEEN_SECS: f64 = 3.0 * 3600.0;
-/// The range seen of the rate is forgotten within about so many seconds.
-const RATE_MEMORY_SECS: f64 = 10.0 * 86400.0;
-/// A server is believed against the clock after a day at the latest.
+/// An oscillator's rate may jump by so much at once (relative), and the phase that follows is believed up to so many
+/// seconds; anything more sudden is the server's.
+const RATE_JUMP: f64 = 5e-6;
+const RATE_JUMP_SECS: f64 = 300e-6;
+/// A round trip shorter, or a stamp earlier, by so little is no contradiction, s.
+const TOLERANCE: f64 = 2e-6;
+/// A server that goes on contradicting the clock is believed in the end: after so many stamps…
+const DISTRUST_STAMPS: u32 = 8;
+/// …and as long as it had confirmed the clock before, at most so many seconds.
 const DISTRUST_SECS: f64 = 86400.0;
-/// Polls without a stamp before the clock is free-running, as in NTP's reach register.
+/// Poll periods without a stamp after which the clock is free-running, as in NTP's reach register.
 const VALID_POLLS: f64 = 8.0;
-const POLL_RANGE_SECS: (f64, f64) = (8.0, 1024.0);
+/// A poll period is taken as no shorter and no longer than this for it, s.
+const POLL_SECS: (f64, f64) = (8.0, 1024.0);
+/// The host's error is forgotten by so much a stamp, relative.
+const HOST_DECAY: f64 = 0.05;
 
 /// The RADclock of one server.
 #[derive(Clone, Debug)]
@@ -119,6 +109,8 @@ pub struct Synchroniser {
     params: SyncParams,
     report: SyncReport,
     state: Option<State>,
+    /// `ta` and `tf` of the last sound stamp.
+    last: Option<(Counter, Counter)>,
 }
 
 impl Synchroniser {
@@ -129,12 +121,17 @@ impl Synchroniser {
         };
         check("nominal_period", params.nominal_period, 2e-11, 5e-8, "from 2e-11 to 5e-8 s a count")?;
         check("nominal_skew", params.nominal_skew, 1e-6, 0.01, "from 1e-6 to 0.01")?;
-        Ok(Synchroniser { params, report: SyncReport::default(), state: None })
+        Ok(Synchroniser { params, report: SyncReport::default(), state: None, last: None })
     }
 
     /// Takes one stamp; stamps come in the order of their counter values.
     pub fn process(&mut self, stamp: &Stamp) -> Verdict {
-        let verdict = self.judge(stamp);
+        let verdict = if self.is_sound(stamp) {
+            self.last = Some((stamp.ta, stamp.tf));
+            self.take(stamp)
+        } else {
+            Verdict::Invalid
+        };
         match verdict {
             Verdict::Accepted => self.report.accepted += 1,
             Verdict::Invalid => self.report.invalid += 1,
@@ -143,29 +140,34 @@ impl Synchroniser {
         verdict
     }
 
-    fn judge(&mut self, stamp: &Stamp) -> Verdict {
+    fn is_sound(&self, stamp: &Stamp) -> bool {
+        let in_order = self.last.is_none_or(|(ta, tf)| stamp.ta.since(ta) > 0 && stamp.tf.since(tf) > 0);
+        in_order && stamp.tf.since(stamp.ta) > 0 && stamp.te >= stamp.tb && self.network_delay(stamp) > 0.0
+    }
+
+    /// How long the stamp's packets were on their way, s.
+    fn network_delay(&self, stamp: &Stamp) -> f64 {
         let period = self.state.as_ref().map_or(self.params.nominal_period, |state| state.period);
-        let rtt = stamp.tf.since(stamp.ta) as f64 * period;
-        let held = stamp.te.since(stamp.tb).as_secs_f64();
-        if stamp.tf.since(stamp.ta) <= 0 || held < 0.0 || rtt - held <= 0.0 {
-            return Verdict::Invalid;
-        }
-        match &mut self.state {
-            None => {
-                self.state = Some(State::new(&self.params, stamp, rtt - held));
-                Verdict::Accepted
-            }
-            Some(state) => {
-                if stamp.ta.since(state.last_ta) <= 0 || stamp.tf.since(state.tf) <= 0 {
-                    return Verdict::Invalid;
-                }
-                let verdict = state.take(&self.params, stamp, &mut self.report);
-                if verdict == Verdict::Insane && state.distrusted() {
-                    self.state = None;
-                }
-                verdict
+        stamp.tf.since(stamp.ta) as f64 * period - stamp.te.since(stamp.tb).as_secs_f64()
+    }
+
+    fn take(&mut self, stamp: &Stamp) -> Verdict {
+        let rtt = self.network_delay(stamp);
+        let Some(state) = &mut self.state else {
+            self.state = State::new(&self.params, stamp, rtt);
+            return Verdict::Accepted;
+        };
+        let verdict = state.take(&self.params, stamp, &mut self.report);
+        if verdict == Verdict::Insane {
+            if state.stamps < WARMUP_STAMPS {
+                // Two stamps that contradict each other: either may be right, and the newer one is at hand.
+                self.state = State::new(&self.params, stamp, rtt);
+            } else if state.is_refuted() {
+                self.state = None;
+                self.report.restarts += 1;
             }
         }
+        verdict
     }
 
     /// The parameters to publish, once there are any.
@@ -175,17 +177,9 @@ impl Synchroniser {
 
     /// The state of the clock at a counter reading.
     pub fn status(&self, now: Counter) -> Status {
-        match self.clock() {
-            None => Status::Initializing,
-            Some(clock) => {
-                let age = clock.period.span(now.since(clock.counter)).abs();
-                if age.ceil_nanos().unsigned_abs() > self.valid_nanos() {
-                    Status::Freerunning
-                } else {
-                    Status::Synchronized
-                }
-            }
-        }
+        let Some(clock) = self.clock() else { return Status::Initializing };
+        let age = clock.period.span(now.since(clock.counter)).abs();
+        if age.ceil_nanos().unsigned_abs() > self.valid_nanos() { Status::Freerunning } else { Status::Synchronized }
     }
 
     /// How long after its reference instant the clock counts as synchronised, ns.
@@ -202,298 +196,187 @@ impl Synchroniser {
 /// Everything learnt since the first stamp.
 #[derive(Clone, Debug)]
 struct State {
-    /// The clock in use, without a bound: what the filters' errors are relative to.
+    /// The clock that the filters' errors are relative to; its bounds are not used.
     base: Clock,
     /// Its period, s a count.
     period: f64,
-    bank: Vec<Member>,
+    bank: Bank,
+    /// Where in time the filters stand.
+    at: Counter,
+    watch: Watch,
+    rate_bound: RateBound,
+    /// Bound on the error of recent counter readings by the host, s.
+    host_error: f64,
     clock: Option<Clock>,
-    last_ta: Counter,
-    /// When the last stamp was accepted.
-    tf: Counter,
-    /// Seconds of accepted stamps, and of insane ones since.
-    confirmed: f64,
-    contradicted: f64,
-    contradictions: u32,
+    /// Stamps accepted.
     stamps: u64,
+    /// Seconds over which stamps were accepted.
+    confirmed: f64,
+    /// Seconds since the last accepted stamp, and stamps refused since.
+    silence: f64,
+    refused: u32,
+    /// The poll period, s.
     poll: f64,
-    rates: Option<RateRange>,
-    rate_bound: f64,
-    recent: VecDeque<Recent>,
-}
-
-/// A filter and the logarithm of the evidence for it.
-#[derive(Clone, Debug)]
-struct Member {
-    filter: Filter,
-    evidence: f64,
-}
-
-/// The rates seen, relative to the nominal one.
-#[derive(Clone, Copy, Debug)]
-struct RateRange {
-    low: f64,
-    high: f64,
-    seen: f64,
-}
-
-/// A recent stamp, as far as level shifts upward are concerned.
-#[derive(Clone, Copy, Debug)]
-struct Recent {
-    secs: f64,
-    excess: [f64; 2],
-}
-
-fn bank_of(filter: impl Fn(Assumed) -> Filter) -> Vec<Member> {
-    let grid = WANDERS.iter().flat_map(|&wander| NOISES.map(|noise| Assumed { wander, noise }));
-    grid.map(|assumed| Member { filter: filter(assumed), evidence: 0.0 }).collect()
 }
 
 impl State {
-    fn new(params: &SyncParams, stamp: &Stamp, rtt: f64) -> State {
-        let period = Period::from_secs_f64(params.nominal_period).unwrap_or(Period { frac: 1, shift: 0 });
+    fn new(params: &SyncParams, stamp: &Stamp, rtt: f64) -> Option<State> {
         // The middle of the exchange is the same instant for both sides, give or take half the round trip.
-        let middle = Span::from_frac(stamp.te.since(stamp.tb).as_frac() / 2);
+        let held = stamp.te.since(stamp.tb).as_frac() / 2;
         let base = Clock {
             counter: stamp.ta.offset(stamp.tf.since(stamp.ta) / 2),
-            time: stamp.tb.saturating_add(middle),
-            period,
+            time: stamp.tb.saturating_add(Span::from_frac(held)),
+            period: Period::from_secs_f64(params.nominal_period)?,
             period_max_error: 0,
             max_error_nanos: 0,
         };
-        State {
+        Some(State {
             base,
             period: params.nominal_period,
-            bank: bank_of(|assumed| Filter::new(assumed, rtt, params.nominal_skew)),
+            bank: Bank::new(rtt, params.nominal_skew),
+            at: base.counter,
+            watch: Watch::default(),
+            rate_bound: RateBound::new(params.nominal_skew),
+            host_error: stamp.host_error.as_secs_f64(),
             clock: None,
-            last_ta: stamp.ta,
-            tf: base.counter,
-            confirmed: 0.0,
-            contradicted: 0.0,
-            contradictions: 0,
             stamps: 1,
-            poll: POLL_RANGE_SECS.0,
-            rates: None,
-            rate_bound: params.nominal_skew,
-            recent: VecDeque::new(),
-        }
-    }
-
-    fn secs(&self, counts: i64) -> f64 {
-        counts as f64 * self.period
+            confirmed: 0.0,
+            silence: 0.0,
+            refused: 0,
+            poll: POLL_SECS.0,
+        })
     }
 
     fn take(&mut self, params: &SyncParams, stamp: &Stamp, report: &mut SyncReport) -> Verdict {
-        let since = self.secs(stamp.ta.since(self.tf));
-        let flight = self.secs(stamp.tf.since(stamp.ta));
+        let since = stamp.ta.since(self.at) as f64 * self.period;
+        let flight = stamp.tf.since(stamp.ta) as f64 * self.period;
+        self.bank.predict(since);
+        self.at = stamp.ta;
+        self.silence += since;
+
+        let host = stamp.host_error.as_secs_f64().abs();
+        self.host_error = host.max(self.host_error * (1.0 - HOST_DECAY));
+        // Anywhere within its bound is as likely as anywhere else.
+        let noise = host * host / 3.0;
         let measured = [
             stamp.tb.since(self.base.time_at(stamp.ta)).as_secs_f64(),
             self.base.time_at(stamp.tf).since(stamp.te).as_secs_f64(),
         ];
-        let host = stamp.host_error.as_secs_f64();
-        let noise = host * host / 3.0;
+        if !self.is_sane(measured, noise, report) {
+            self.refused += 1;
+            return Verdict::Insane;
+        }
 
-        let mut bank = self.bank.clone();
-        for member in &mut bank {
-            member.filter.predict(since, PHASE_WANDER);
+        let excess = self.excess(measured, noise);
+        let poor = self.watch.is_poor(&self.bank, excess);
+        if poor {
+            self.bank.predict(flight);
+        } else {
+            self.watch.learn_poor(&mut self.bank);
+            self.bank.update(measured, flight, noise);
         }
-        let mut excess = [Normal { mean: 0.0, variance: 0.0 }; 2];
-        for direction in Direction::BOTH {
-            excess[direction as usize] =
-                combine(&bank, |filter| filter.excess(direction, measured[direction as usize], noise));
-        }
-        // Sanity: what is too early in one direction is either a shorter path, and then the round trip fell as well, or
-        // the server's clock against ours.
-        let allowance = self.rate_bound * since.abs() + host + 2e-6;
-        let slack = |normal: Normal| SIGMAS * normal.variance.sqrt() + allowance;
-        let early: Vec<Direction> = Direction::BOTH
-            .into_iter()
-            .filter(|&direction| excess[direction as usize].mean < -slack(excess[direction as usize]))
-            .collect();
-        if self.stamps >= WARMUP_STAMPS && !early.is_empty() {
-            let sum = excess[0].mean + excess[1].mean;
-            let round = combine(&bank, Filter::round_trip);
-            let shifted = sum < -(SIGMAS * round.variance.sqrt() + host + 2e-6);
-            let possible = early.iter().all(|&direction| {
-                let smallest = combine(&bank, |filter| filter.smallest(direction));
-                smallest.mean + excess[direction as usize].mean > 0.0
-            });
-            if !shifted || !possible {
-                self.last_ta = stamp.ta;
-                self.contradictions += 1;
-                self.contradicted = since;
-                return Verdict::Insane;
-            }
-            report.shifts_down += 1;
-            for direction in early {
-                let fall = excess[direction as usize].mean;
-                for member in &mut bank {
-                    member.filter.shift(direction, fall, -fall / 2.0);
-                }
-            }
-        }
-        self.bank = bank;
-
-        let poor = self.stamps > POOR_AFTER && self.log_tail(excess[0].mean + excess[1].mean) < POOR_LOG_PROBABILITY;
-        for member in &mut self.bank {
-            if poor {
-                member.filter.learn_only(excess);
-                member.filter.predict(flight, PHASE_WANDER);
-                continue;
-            }
-            let mut log = member.filter.update(Direction::Forward, measured[0], noise);
-            member.filter.predict(flight, PHASE_WANDER);
-            log += member.filter.update(Direction::Backward, measured[1], noise);
-            member.evidence = member.evidence * (1.0 - 1.0 / EVIDENCE_STAMPS) + log;
-        }
-        self.restart_hopeless();
-        self.look_for_rise(excess, since.abs(), report);
-
-        let theta = combine(&self.bank, Filter::theta);
-        let rate = combine(&self.bank, Filter::rate);
-        self.correct(stamp, theta.mean, rate.mean);
-        for member in &mut self.bank {
-            member.filter.rebase(theta.mean, rate.mean);
+        if let Some(rise) = self.watch.look(&self.bank, self.silence, excess, poor) {
+            report.shifts_up += 1;
+            self.bank.shift(rise.moved, rise.sigma);
         }
 
         self.stamps += 1;
-        self.confirmed += since.abs();
-        self.contradicted = 0.0;
-        self.contradictions = 0;
-        self.poll = since.abs().clamp(POLL_RANGE_SECS.0, POLL_RANGE_SECS.1);
-        self.bound_rate(params, rate, since.abs());
-        let round_trip = combine(&self.bank, Filter::round_trip);
-        report.min_rtt_s = round_trip.mean;
+        self.confirmed += self.silence;
+        self.refused = 0;
+        self.poll = self.silence.clamp(POLL_SECS.0, POLL_SECS.1);
+        report.last_offset_s = self.correct(stamp);
+        self.bound_rate(params);
+        self.silence = 0.0;
+        self.publish(stamp);
+
+        report.min_rtt_s = self.bank.round_trip().mean;
         report.last_point_error_s = measured[0] + measured[1] - report.min_rtt_s;
-        report.last_offset_s = theta.mean;
         report.period_s = self.period;
-        report.period_error = self.rate_bound;
-        self.publish(stamp, theta, round_trip);
+        report.period_error = self.rate_bound.get();
         Verdict::Accepted
     }
 
-    fn restart_hopeless(&mut self) {
-        let best = self.bank.iter().max_by(|a, b| a.evidence.total_cmp(&b.evidence)).cloned();
-        let Some(best) = best else { return };
-        for member in &mut self.bank {
-            if member.evidence < best.evidence - HOPELESS {
-                member.filter = best.filter.assuming(member.filter.assumed());
-                member.evidence = best.evidence - HOPELESS;
-            }
-        }
+    /// The delays above the smallest that were measured, s.
+    fn excess(&self, measured: [f64; 2], noise: f64) -> [f64; 2] {
+        Direction::BOTH.map(|direction| self.bank.excess(direction, measured[direction as usize], noise).mean)
     }
 
-    /// Logarithm of the probability of a round trip so far above its smallest, or farther: one direction's doing.
-    fn log_tail(&self, excess: f64) -> f64 {
-        let probability = combine(&self.bank, |filter| Normal {
-            mean: Direction::BOTH.iter().map(|&direction| filter.delay(direction).tail(excess)).sum(),
-            variance: 0.0,
-        });
-        probability.mean.min(1.0).ln()
-    }
-
-    fn look_for_rise(&mut self, excess: [Normal; 2], secs: f64, report: &mut SyncReport) {
-        if self.recent.len() == SHIFT_STAMPS[SHIFT_STAMPS.len() - 1] {
-            self.recent.pop_back();
+    /// Whether the stamp may be followed.
+    ///
+    /// A packet that came earlier than it can either took a shorter path, and then the round trip fell as well: a level
+    /// shift downward, made known to the filters here. Or the server's clock and this one contradict each other.
+    fn is_sane(&mut self, measured: [f64; 2], noise: f64, report: &mut SyncReport) -> bool {
+        let elapsed = self.silence.abs();
+        let drift = self.rate_bound.get() * elapsed + (RATE_JUMP * elapsed).min(RATE_JUMP_SECS);
+        let tolerance = self.host_error + TOLERANCE;
+        let excess = Direction::BOTH.map(|direction| self.bank.excess(direction, measured[direction as usize], noise));
+        let early = excess.map(|excess| excess.mean < -(SIGMAS * excess.sigma() + drift + tolerance));
+        if early == [false, false] {
+            return true;
         }
-        self.recent.push_front(Recent { secs, excess: excess.map(|normal| normal.mean) });
-        let mut span = 0.0;
-        let mut lowest = f64::INFINITY;
-        let mut each = [f64::INFINITY; 2];
-        for (index, recent) in self.recent.iter().enumerate() {
-            let count = index + 1;
-            span += recent.secs;
-            lowest = lowest.min(recent.excess[0] + recent.excess[1]);
-            for (lowest, excess) in each.iter_mut().zip(recent.excess) {
-                *lowest = lowest.min(excess);
-            }
-            if !SHIFT_STAMPS.contains(&count) || span < SHIFT_SECS || lowest < 0.0 {
-                continue;
-            }
-            if count as f64 * self.log_tail(lowest) < SHIFT_LOG_PROBABILITY {
-                report.shifts_up += 1;
-                for direction in Direction::BOTH {
-                    let rise = each[direction as usize].max(0.0);
-                    for member in &mut self.bank {
-                        member.filter.shift(direction, rise, rise / 2.0);
-                    }
+        let fell = excess[0].mean + excess[1].mean < -(SIGMAS * self.bank.round_trip().sigma() + 2.0 * tolerance);
+        let mut moved = [0.0; 2];
+        let mut sigma = [0.0; 2];
+        for direction in Direction::BOTH {
+            let d = direction as usize;
+            if early[d] {
+                // The stamp's own delay above the new smallest is as long as they mostly are.
+                let above = self.bank.median(direction).min(-excess[d].mean);
+                moved[d] = excess[d].mean - above;
+                sigma[d] = 2.0 * above;
+                if !fell || self.bank.smallest(direction) + excess[d].mean <= 0.0 {
+                    return false;
                 }
-                self.recent.clear();
-                return;
             }
         }
+        report.shifts_down += 1;
+        self.bank.shift(moved, sigma);
+        true
     }
 
-    /// Moves the clock to the stamp's end, with the correction found.
-    fn correct(&mut self, stamp: &Stamp, theta: f64, rate: f64) {
-        let time = self.base.time_at(stamp.tf).saturating_add(Span::from_secs_f64(theta));
+    /// Moves the clock to the stamp's end with the correction found, which it returns (s).
+    fn correct(&mut self, stamp: &Stamp) -> f64 {
+        let (theta, rate) = (self.bank.theta().mean, self.bank.rate().mean);
+        self.base.time = self.base.time_at(stamp.tf).saturating_add(Span::from_secs_f64(theta));
+        self.base.counter = stamp.tf;
+        self.at = stamp.tf;
         let period = self.period * (1.0 + rate);
         if let Some(exact) = Period::from_secs_f64(period) {
             self.period = period;
             self.base.period = exact;
         }
-        self.base.counter = stamp.tf;
-        self.base.time = time;
-        self.tf = stamp.tf;
-        self.last_ta = stamp.ta;
+        self.bank.rebase(theta, rate);
+        theta
     }
 
-    fn bound_rate(&mut self, params: &SyncParams, rate: Normal, secs: f64) {
-        let wander = combine(&self.bank, |filter| Normal { mean: filter.assumed().wander, variance: 0.0 }).mean;
-        let sigma = (rate.variance + wander * VALID_POLLS * self.poll / 3.0).sqrt();
-        let now = self.period / params.nominal_period - 1.0;
-        let mut bound = SIGMAS * sigma;
-        let mut allowance = RATE_ALLOWANCE_EARLY;
-        if bound < RATE_ALLOWANCE_EARLY || self.rates.is_some() {
-            let range = self.rates.get_or_insert(RateRange { low: now, high: now, seen: 0.0 });
-            let leak = (secs / RATE_MEMORY_SECS).min(1.0);
-            range.low = now.min(range.low + leak * (now - range.low));
-            range.high = now.max(range.high + leak * (now - range.high));
-            range.seen += secs;
-            allowance = RATE_ALLOWANCE + RATE_ALLOWANCE_EARLY * (RATE_SEEN_SECS / range.seen).min(1.0);
-            bound += (range.high - now).max(now - range.low);
-        }
-        self.rate_bound = (bound + allowance).min(params.nominal_skew);
+    fn bound_rate(&mut self, params: &SyncParams) {
+        // Until the next polls the rate goes on wandering.
+        let ahead = self.bank.wander() * VALID_POLLS * self.poll / 3.0;
+        let error = SIGMAS * (self.bank.rate().variance + ahead).sqrt();
+        let rate = self.period / params.nominal_period - 1.0;
+        self.rate_bound.see(rate, error, self.silence);
     }
 
-    fn publish(&mut self, stamp: &Stamp, theta: Normal, round_trip: Normal) {
+    fn publish(&mut self, stamp: &Stamp) {
         if self.stamps < WARMUP_STAMPS {
             return;
         }
-        let paths = Direction::BOTH.map(|direction| combine(&self.bank, |filter| filter.smallest(direction)).mean);
-        let noise = combine(&self.bank, |filter| Normal { mean: filter.assumed().noise, variance: 0.0 }).mean;
-        let server = stamp.root_delay.as_secs_f64() / 2.0 + stamp.root_dispersion.as_secs_f64();
-        let bound = paths[0].max(paths[1])
-            + SIGMAS * (round_trip.variance.sqrt() / 2.0 + theta.variance.sqrt() + noise)
-            + stamp.host_error.as_secs_f64()
-            + server;
-        let scale = 2f64.powi(64 + i32::from(self.base.period.shift));
+        // How the smallest round trip is split between the directions cannot be seen: either may be all of it.
+        let [forward, backward] = Direction::BOTH.map(|direction| self.bank.smallest(direction));
+        let noise = self.bank.noise();
+        let variance = self.bank.theta().variance + self.bank.round_trip().variance / 4.0 + noise * noise / 2.0;
+        let server = stamp.root_delay.as_secs_f64().abs() / 2.0 + stamp.root_dispersion.as_secs_f64().abs();
+        let bound = forward.max(backward).max(0.0) + SIGMAS * variance.sqrt() + self.host_error + server;
+        let unit = 2f64.powi(64 + i32::from(self.base.period.shift));
         self.clock = Some(Clock {
             max_error_nanos: (bound * 1e9).ceil() as u64,
-            period_max_error: (self.rate_bound * self.period * scale).ceil() as u64,
+            period_max_error: (self.rate_bound.get() * self.period * unit).ceil() as u64,
             ..self.base
         });
     }
 
-    /// Whether the server has contradicted the clock for as long as it had confirmed it, or for a day.
-    fn distrusted(&self) -> bool {
-        self.contradictions >= 8 && self.contradicted > self.confirmed.min(DISTRUST_SECS)
+    /// Whether the server has contradicted the clock for as long as it had confirmed it.
+    fn is_refuted(&self) -> bool {
+        self.refused >= DISTRUST_STAMPS && self.silence > self.confirmed.min(DISTRUST_SECS)
     }
-}
-
-/// Mean and variance over the bank, each filter with the evidence for it.
-fn combine(bank: &[Member], of: impl Fn(&Filter) -> Normal) -> Normal {
-    let top = bank.iter().map(|member| member.evidence).fold(f64::NEG_INFINITY, f64::max);
-    let mut total = 0.0;
-    let mut mean = 0.0;
-    let mut square = 0.0;
-    for member in bank {
-        let weight = (member.evidence - top).exp();
-        let Normal { mean: m, variance: v } = of(&member.filter);
-        total += weight;
-        mean += weight * m;
-        square += weight * (v + m * m);
-    }
-    mean /= total;
-    Normal { mean, variance: (square / total - mean * mean).max(0.0) }
 }

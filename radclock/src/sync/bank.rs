@@ -1,0 +1,165 @@
+//! The bank of filters: one for each combination of how far the oscillator wanders and how noisy a reading is. Each is
+//! weighted by how well it foretold the recent stamps, so that nothing has to be told about the machine or the network.
+
+use super::filter::{Assumed, Direction, Filter, Normal};
+
+/// How far the rate wanders: spectral density of its random walk, 1/s. From a crystal in a quiet room (1e-19: 0.02 ppm in
+/// an hour) to a counter under emulation (1e-8: 100 ppm in a second).
+const WANDERS: [f64; 9] = [1e-20, 1e-19, 1e-18, 5e-18, 2e-17, 1e-16, 1e-14, 1e-11, 1e-8];
+/// Noise of a reading, and of a delay about its model, s. From a TSC on a LAN to a counter under emulation.
+const NOISES: [f64; 5] = [0.3e-6, 1e-6, 3e-6, 10e-6, 30e-6];
+/// The evidence for a filter rests on about so many stamps.
+const MEMORY_STAMPS: f64 = 200.0;
+/// A filter whose evidence (natural logarithm) lags by so much starts anew from the best: it would never come back by
+/// itself, but a change of the oscillator may make it the best within a few stamps.
+const HOPELESS: f64 = 300.0;
+/// Two rises or falls that differ by less than so many standard deviations are one of both directions.
+const TOGETHER_SIGMAS: f64 = 1.2;
+
+#[derive(Clone, Debug)]
+struct Member {
+    filter: Filter,
+    /// Logarithm of the density that it gave to the recent stamps.
+    evidence: f64,
+}
+
+#[derive(Clone, Debug)]
+pub(super) struct Bank {
+    members: Vec<Member>,
+}
+
+impl Bank {
+    /// Filters that know one exchange of `rtt` seconds, and that the rate is wrong by about `skew` at most.
+    pub(super) fn new(rtt: f64, skew: f64) -> Bank {
+        let grid = WANDERS.iter().flat_map(|&wander| NOISES.map(|noise| Assumed { wander, noise }));
+        Bank {
+            members: grid.map(|assumed| Member { filter: Filter::new(assumed, rtt, skew), evidence: 0.0 }).collect(),
+        }
+    }
+
+    pub(super) fn predict(&mut self, dt: f64) {
+        for member in &mut self.members {
+            member.filter.predict(dt);
+        }
+    }
+
+    /// Takes in a stamp: what was measured forward and, `flight` seconds later, backward, with the host's noise (s²).
+    pub(super) fn update(&mut self, measured: [f64; 2], flight: f64, host: f64) {
+        for Member { filter, evidence } in &mut self.members {
+            let forward = filter.update(Direction::Forward, measured[0], host);
+            filter.predict(flight);
+            let backward = filter.update(Direction::Backward, measured[1], host);
+            *evidence = *evidence * (1.0 - 1.0 / MEMORY_STAMPS) + forward + backward;
+        }
+        self.restart_hopeless();
+    }
+
+    fn restart_hopeless(&mut self) {
+        let Some(best) = self.members.iter().max_by(|a, b| a.evidence.total_cmp(&b.evidence)) else { return };
+        let Member { filter, evidence } = best.clone();
+        for member in &mut self.members {
+            if member.evidence < evidence - HOPELESS {
+                member.filter = filter.assuming(member.filter.assumed());
+                member.evidence = evidence - HOPELESS;
+            }
+        }
+    }
+
+    /// Learns how long delays are from a stamp whose delays above the smallest were these, and nothing else.
+    pub(super) fn learn_delays(&mut self, excess: [f64; 2]) {
+        for member in &mut self.members {
+            member.filter.learn_delays(excess);
+        }
+    }
+
+    /// The clock was corrected by so much time (s) and rate.
+    pub(super) fn rebase(&mut self, theta: f64, rate: f64) {
+        for member in &mut self.members {
+            member.filter.rebase(theta, rate);
+        }
+    }
+
+    /// The smallest delays have moved by so much (s), known to `sigma` (s; zero where nothing moved).
+    ///
+    /// Two that moved alike, as far as can be seen, are taken to have moved alike: a new path for both directions, which
+    /// leaves what is known of their difference as it was.
+    pub(super) fn shift(&mut self, mut moved: [f64; 2], mut sigma: [f64; 2]) {
+        let blur = (4.0 * self.theta().variance + sigma[0] * sigma[0] + sigma[1] * sigma[1]).sqrt();
+        let together = sigma[0] > 0.0 && sigma[1] > 0.0 && (moved[0] - moved[1]).abs() < TOGETHER_SIGMAS * blur;
+        if together {
+            moved = [0.5 * (moved[0] + moved[1]); 2];
+            sigma = [0.5 * blur; 2];
+        }
+        for member in &mut self.members {
+            member.filter.shift(moved, sigma, together);
+        }
+    }
+
+    /// True time minus the clock's, s.
+    pub(super) fn theta(&self) -> Normal {
+        self.combine(Filter::theta)
+    }
+
+    /// Error of the clock's rate, relative.
+    pub(super) fn rate(&self) -> Normal {
+        self.combine(Filter::rate)
+    }
+
+    /// The smallest round trip, s.
+    pub(super) fn round_trip(&self) -> Normal {
+        self.combine(Filter::round_trip)
+    }
+
+    /// The smallest delay of a direction, s.
+    pub(super) fn smallest(&self, direction: Direction) -> f64 {
+        self.average(|filter| filter.smallest(direction))
+    }
+
+    /// See [`Filter::excess`].
+    pub(super) fn excess(&self, direction: Direction, measured: f64, host: f64) -> Normal {
+        self.combine(|filter| filter.excess(direction, measured, host))
+    }
+
+    /// Spectral density of the rate's random walk, 1/s.
+    pub(super) fn wander(&self) -> f64 {
+        self.average(|filter| filter.assumed().wander)
+    }
+
+    /// Noise of a reading, s.
+    pub(super) fn noise(&self) -> f64 {
+        self.average(|filter| filter.assumed().noise)
+    }
+
+    /// Probability that a delay in this direction exceeds the smallest by more than so many seconds.
+    pub(super) fn tail(&self, direction: Direction, excess: f64) -> f64 {
+        self.average(|filter| filter.delay(direction).tail(excess))
+    }
+
+    /// What half of the delays in this direction exceed the smallest by, s.
+    pub(super) fn median(&self, direction: Direction) -> f64 {
+        self.average(|filter| filter.delay(direction).median())
+    }
+
+    fn average(&self, of: impl Fn(&Filter) -> f64) -> f64 {
+        self.combine(|filter| Normal { mean: of(filter), variance: 0.0 }).mean
+    }
+
+    /// Mean and variance over the bank, each filter by the evidence for it.
+    fn combine(&self, of: impl Fn(&Filter) -> Normal) -> Normal {
+        let top = self.members.iter().map(|member| member.evidence).fold(f64::NEG_INFINITY, f64::max);
+        let (mut total, mut mean, mut square) = (0.0, 0.0, 0.0);
+        for member in &self.members {
+            let behind = member.evidence - top;
+            if behind < -40.0 {
+                continue;
+            }
+            let weight = behind.exp();
+            let part = of(&member.filter);
+            total += weight;
+            mean += weight * part.mean;
+            square += weight * (part.variance + part.mean * part.mean);
+        }
+        mean /= total;
+        Normal { mean, variance: (square / total - mean * mean).max(0.0) }
+    }
+}

@@ -1,0 +1,115 @@
+//! Level shifts upward: when the smallest round trip has risen for good, and by how much in each direction.
+//!
+//! A round trip does not depend on the clock's error, so neither does this. (A fall shows in a single stamp and needs no
+//! such patience.)
+
+use std::collections::VecDeque;
+
+use super::bank::Bank;
+use super::filter::Direction;
+
+/// So many of the last stamps are looked at…
+const STAMPS: [usize; 9] = [8, 12, 16, 24, 32, 48, 64, 96, 128];
+/// …over at least so many seconds: what is over sooner is congestion.
+const MIN_SECS: f64 = 100.0;
+/// A rise is what would be so unlikely without one (natural logarithm), all of them together…
+const LOG_PROBABILITY: f64 = -27.0;
+/// …and each for itself: many stamps that are hardly unusual are congestion.
+const LOG_PROBABILITY_EACH: f64 = -1.0;
+/// A stamp is poor if both delays are so unusual (natural logarithm), each…
+const POOR_EACH: f64 = -1.5;
+/// …and together.
+const POOR: f64 = -5.0;
+/// Nothing is unusual before so many stamps have taught what is usual.
+const TAUGHT_STAMPS: u64 = 50;
+/// Of a run of poor stamps at most so many are learnt from, so that a stamp never takes long.
+const LEARNT_STAMPS: usize = 16;
+
+#[derive(Clone, Copy, Debug)]
+struct Recent {
+    secs: f64,
+    /// What its delays exceeded the smallest by, s.
+    excess: [f64; 2],
+}
+
+/// A rise of the smallest delays: by how much (s), and how well that is known (standard deviation, s).
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Rise {
+    pub(super) moved: [f64; 2],
+    pub(super) sigma: [f64; 2],
+}
+
+/// The recent stamps, newest first.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Watch {
+    recent: VecDeque<Recent>,
+    /// How many of the newest were poor.
+    poor: usize,
+    seen: u64,
+}
+
+impl Watch {
+    /// Whether a stamp with these delays above the smallest (s) is to be left alone for now: if it belongs to a rise that
+    /// is not known yet, it would drag the clock.
+    pub(super) fn is_poor(&self, bank: &Bank, excess: [f64; 2]) -> bool {
+        let logs = Direction::BOTH.map(|direction| bank.tail(direction, excess[direction as usize]).ln());
+        self.seen > TAUGHT_STAMPS && logs[0].max(logs[1]) < POOR_EACH && logs[0] + logs[1] < POOR
+    }
+
+    /// The run of poor stamps, if any, ended without a rise: so it belongs to how long delays are.
+    pub(super) fn learn_poor(&mut self, bank: &mut Bank) {
+        for recent in self.recent.iter().take(self.poor.min(LEARNT_STAMPS)) {
+            bank.learn_delays(recent.excess);
+        }
+        self.poor = 0;
+    }
+
+    /// Remembers a stamp that came `secs` after the one before, and looks for a rise.
+    pub(super) fn look(&mut self, bank: &Bank, secs: f64, excess: [f64; 2], poor: bool) -> Option<Rise> {
+        self.seen += 1;
+        self.poor += usize::from(poor);
+        self.recent.truncate(STAMPS[STAMPS.len() - 1] - 1);
+        self.recent.push_front(Recent { secs, excess });
+        let rise = self.rise(bank);
+        if rise.is_some() {
+            self.recent.clear();
+            self.poor = 0;
+        }
+        rise
+    }
+
+    fn rise(&self, bank: &Bank) -> Option<Rise> {
+        let mut span = 0.0;
+        let mut lowest = f64::INFINITY;
+        let mut lowest_each = [f64::INFINITY; 2];
+        let mut sums = [0.0; 2];
+        for (index, recent) in self.recent.iter().enumerate() {
+            let count = index + 1;
+            span += recent.secs;
+            lowest = lowest.min(recent.excess[0] + recent.excess[1]);
+            for direction in 0..2 {
+                lowest_each[direction] = lowest_each[direction].min(recent.excess[direction]);
+                sums[direction] += recent.excess[direction];
+            }
+            if lowest <= 0.0 {
+                return None;
+            }
+            if !STAMPS.contains(&count) || span < MIN_SECS {
+                continue;
+            }
+            // One direction's delay alone makes a long round trip far more often than both together.
+            let either: f64 = Direction::BOTH.iter().map(|&direction| bank.tail(direction, lowest)).sum();
+            let log = either.min(1.0).ln();
+            if log < LOG_PROBABILITY_EACH && count as f64 * log < LOG_PROBABILITY {
+                // The smallest of n delays lies about their mean over n above the smallest there is.
+                let n = count as f64;
+                let above = [0, 1].map(|direction| (sums[direction] / n - lowest_each[direction]) / n);
+                return Some(Rise {
+                    moved: [0, 1].map(|direction| lowest_each[direction] - above[direction]),
+                    sigma: above.map(|above| 2.0 * above),
+                });
+            }
+        }
+        None
+    }
+}
