@@ -85,6 +85,18 @@ impl Status {
     }
 }
 
+impl core::fmt::Display for Status {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.pad(match self {
+            Status::Unknown => "unknown",
+            Status::Initializing => "initializing",
+            Status::Synchronized => "synchronized",
+            Status::Freerunning => "freerunning",
+            Status::Unreliable => "unreliable",
+        })
+    }
+}
+
 /// The parameters of one clock over one counter.
 ///
 /// At counter value `counter` the time is `time`, wrong by at most `max_error`; from there it advances by
