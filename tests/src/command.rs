@@ -15,7 +15,20 @@ use crate::wait;
 ///
 /// It is in its own process group (Ctrl-C is the lab's business) and is killed when the thread that starts it ends.
 pub fn expression<A: Into<OsString>>(program: &str, args: impl IntoIterator<Item = A>) -> duct::Expression {
-    duct::cmd(program, args).stdin_null().unchecked().before_spawn(|command| {
+    confined(duct::cmd(program, args).stdin_null())
+}
+
+/// The same, with something to read on standard input.
+pub fn reading<A: Into<OsString>>(
+    program: &str,
+    args: impl IntoIterator<Item = A>,
+    input: impl Into<Vec<u8>>,
+) -> duct::Expression {
+    confined(duct::cmd(program, args).stdin_bytes(input))
+}
+
+fn confined(expression: duct::Expression) -> duct::Expression {
+    expression.unchecked().before_spawn(|command| {
         std::os::unix::process::CommandExt::process_group(command, 0);
         // SAFETY: prctl is async-signal-safe, and nothing else happens between fork and exec.
         unsafe {
@@ -64,7 +77,7 @@ fn end(handle: &duct::Handle) {
     }
 }
 
-/// Runs it and gives its standard output; a failure is an error that ends with what it printed.
+/// Runs it and gives its standard output; a failure is an error that ends with what it said last.
 pub fn run(what: &str, expression: &duct::Expression, limit: Duration) -> Result<String> {
     let output = output(what, expression, limit)?;
     success(what, &output)
@@ -76,7 +89,8 @@ pub fn success(what: &str, output: &Output) -> Result<String> {
     if output.status.success() {
         return Ok(stdout);
     }
-    let said = format!("{stdout}{}", String::from_utf8_lossy(&output.stderr));
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    let said = if stderr.trim().is_empty() { &stdout } else { stderr.as_ref() };
     let lines: Vec<&str> = said.lines().collect();
     let tail = lines[lines.len().saturating_sub(30)..].join("\n");
     bail!("{what} failed ({}):\n{tail}", output.status);

@@ -84,7 +84,8 @@ impl Host {
     /// Writes a file in Dom0.
     pub fn write(&self, path: &str, content: impl Into<Vec<u8>>) -> Result<()> {
         let cat = format!("cat > {}", shlex::try_quote(path)?);
-        let expression = ssh_expression(&self.dir, [], Some(&cat)).stdin_bytes(content);
+        let arguments = ssh_arguments(&self.dir, [], Some(&cat));
+        let expression = command::reading("ssh", arguments, content);
         command::run(&cat, &expression, COMMAND_LIMIT).map(drop)
     }
 
@@ -211,9 +212,13 @@ fn write_ssh_config(dir: &Path, port: u16) -> Result<()> {
 }
 
 fn ssh_expression<const N: usize>(dir: &Path, options: [&str; N], shell: Option<&str>) -> duct::Expression {
+    expression("ssh", ssh_arguments(dir, options, shell))
+}
+
+fn ssh_arguments<const N: usize>(dir: &Path, options: [&str; N], shell: Option<&str>) -> Vec<OsString> {
     let mut arguments: Vec<OsString> = vec!["-F".into(), dir.join("ssh_config").into()];
     arguments.extend(options.map(OsString::from));
     arguments.push("dom0".into());
     arguments.extend(shell.map(OsString::from));
-    expression("ssh", arguments)
+    arguments
 }

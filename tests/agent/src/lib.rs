@@ -6,7 +6,8 @@ use std::sync::atomic::AtomicU64;
 use serde::{Deserialize, Serialize};
 
 /// A page in a domain's memory through which the probe and the build machine talk: the domain's memory is a file
-/// there. Each side writes words of its own only.
+/// there. Each side writes words of its own only. It begins as zeroes and never moves, for the build machine would find
+/// what is left at the old place.
 #[derive(Debug)]
 #[repr(C, align(4096))]
 pub struct Exchange {
@@ -22,21 +23,6 @@ pub struct Exchange {
     pub answer: AtomicU64,
     /// Seconds since 1970, fraction in 2⁻⁶⁴ s, bound in ns (rounded up), counter value, 1 if synchronised.
     pub sample: [AtomicU64; 5],
-}
-
-impl Exchange {
-    /// A page of zeroes but for its magic.
-    pub const fn new(magic: [u64; 2]) -> Exchange {
-        Exchange {
-            magic: [AtomicU64::new(magic[0]), AtomicU64::new(magic[1])],
-            _gap: [0; 6],
-            question: AtomicU64::new(0),
-            stop: AtomicU64::new(0),
-            _gap2: [0; 6],
-            answer: AtomicU64::new(0),
-            sample: [const { AtomicU64::new(0) }; 5],
-        }
-    }
 }
 
 /// The TSC, read after what stands before it and before what stands after it.

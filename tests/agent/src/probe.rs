@@ -11,8 +11,9 @@ use clap::{Parser, Subcommand};
 use lab_agent::{Exchange, Pair, Recorded};
 use memmap2::{Mmap, MmapOptions};
 use radclock::clock::Status;
-use radclock::page::{CounterId, PAGE_SIZE, Page};
+use radclock::page::{PAGE_SIZE, Page};
 use radclock::seqcount::SharedPage;
+use xen_radclock::RadClock;
 use zerocopy::IntoBytes;
 
 /// Longer than the structure and its extension.
@@ -68,27 +69,10 @@ fn shared(map: &Mmap) -> &SharedPage {
     unsafe { SharedPage::from_ptr(map.as_ptr()) }
 }
 
-/// The clock of this domain, as any of its programs sees it.
-struct Local {
-    map: Mmap,
-}
-
-impl Local {
-    fn open() -> Result<Local> {
-        let path =
-            ["/dev/vmclock0", "/run/radclock/vmclock0"].into_iter().find(|path| std::path::Path::new(path).exists());
-        Ok(Local { map: map(path.context("there is no shared clock here")?)? })
-    }
-
-    fn now(&self) -> Result<radclock::reader::Reading, radclock::reader::ReadError> {
-        radclock::reader::read(shared(&self.map), CounterId::X86_TSC, || radclock::time::Counter(lab_agent::tsc()))
-    }
-}
-
 fn await_state(state: &str, limit: Duration) -> Result<()> {
     let start = Instant::now();
     loop {
-        let now = Local::open().and_then(|clock| Ok(clock.now()?));
+        let now = RadClock::open().map_err(anyhow::Error::from).and_then(|clock| Ok(clock.now()?));
         let reached = match (state, &now) {
             ("synchronized", Ok(reading)) => reading.status == Status::Synchronized,
             ("freerunning", Ok(reading)) => reading.status == Status::Freerunning,
@@ -111,9 +95,13 @@ fn await_state(state: &str, limit: Duration) -> Result<()> {
 
 fn truth(magic: &str, limit: Duration) -> Result<()> {
     let magic = u128::from_str_radix(magic, 16).context("the magic")?;
-    let clock = Local::open()?;
-    let page = Box::new(Exchange::new([magic as u64, (magic >> 64) as u64]));
+    let clock = RadClock::open()?;
+    let memory = MmapOptions::new().len(PAGE_SIZE).map_anon()?;
+    // SAFETY: a mapping of zeroes, a page long and aligned to it; the struct is all atomics and lives no longer.
+    let page = unsafe { &*memory.as_ptr().cast::<Exchange>() };
     nix::sys::mman::mlockall(nix::sys::mman::MlockAllFlags::MCL_CURRENT).context("cannot lock memory")?;
+    page.magic[0].store(magic as u64, Ordering::Relaxed);
+    page.magic[1].store((magic >> 64) as u64, Ordering::Relaxed);
     let start = Instant::now();
     let mut last = 0;
     while page.stop.load(Ordering::Relaxed) == 0 {
@@ -129,7 +117,7 @@ fn truth(magic: &str, limit: Duration) -> Result<()> {
         fence(Ordering::Release);
         let nanos = reading.max_error.ceil_nanos();
         let synchronized = u64::from(reading.status == Status::Synchronized);
-        let sample = [reading.time.secs(), reading.time.frac(), nanos as u64, reading.counter.0, synchronized];
+        let sample = [reading.time.secs(), reading.time.frac(), nanos as u64, reading.sample.counter.0, synchronized];
         for (word, value) in page.sample.iter().zip(sample) {
             word.store(value, Ordering::Relaxed);
         }
@@ -144,13 +132,12 @@ fn hex(page: &Page) -> String {
 }
 
 fn pairs(count: usize) -> Result<()> {
-    let clock = Local::open()?;
-    let page = shared(&clock.map);
+    let clock = RadClock::open()?;
     let mut left = count;
     for _ in 0..100 * count {
-        let before = page.snapshot()?;
+        let before = clock.snapshot()?;
         let pair = std::fs::read_to_string(SYSTEM_TIME).context(SYSTEM_TIME)?;
-        let after = page.snapshot()?;
+        let after = clock.snapshot()?;
         if before != after {
             continue;
         }
@@ -185,7 +172,7 @@ fn wire(duration: Duration) -> Result<()> {
 fn cost() -> Result<()> {
     const BATCHES: usize = 21;
     const READS: u32 = 1000;
-    let clock = Local::open()?;
+    let clock = RadClock::open()?;
     let mut batches = [0.0; BATCHES];
     for batch in &mut batches {
         let start = Instant::now();
