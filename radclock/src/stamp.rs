@@ -118,7 +118,8 @@ fn parse_time(column: &'static str, text: &str) -> Result<Timestamp, StampError>
         let secs: u64 = digits(secs)?.parse().ok()?;
         let scale = 10u64.checked_pow(u32::try_from(decimals.len()).ok()?)?;
         let frac: u64 = digits(decimals)?.parse().ok()?;
-        Some(Timestamp::new(secs, ((u128::from(frac) << 64) / u128::from(scale)) as u64))
+        // Upward, so that rounding down for display gives the same digits again.
+        Some(Timestamp::new(secs, (u128::from(frac) << 64).div_ceil(u128::from(scale)) as u64))
     };
     parse().ok_or_else(|| StampError::Time { column, text: text.to_owned() })
 }
@@ -126,4 +127,49 @@ fn parse_time(column: &'static str, text: &str) -> Result<Timestamp, StampError>
 /// The text, if it is digits and nothing else (Rust's own parser also takes a sign).
 fn digits(text: &str) -> Option<&str> {
     (!text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit())).then_some(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn error(line: &str) -> String {
+        line.parse::<Stamp>().unwrap_err().to_string()
+    }
+
+    #[test]
+    fn a_line_becomes_a_stamp_and_a_line_again() {
+        let line = "21623424151522 1800000008.107485859 1800000008.107511740 21623424717507";
+        let stamp: Stamp = line.parse().unwrap();
+        assert_eq!(stamp.ta, Counter(21_623_424_151_522));
+        assert_eq!(stamp.te.since(stamp.tb).floor_nanos() / 10, 2_588);
+        assert_eq!(stamp.to_string(), line);
+    }
+
+    #[test]
+    fn the_truth_may_follow_and_is_not_taken_in() {
+        let with: Stamp = "1 5.5 5.6 9 5.4 5.7".parse().unwrap();
+        assert_eq!(with, "1 5.5 5.6 9".parse().unwrap());
+    }
+
+    #[test]
+    fn times_keep_all_their_digits() {
+        let stamp: Stamp = "0 7 7.0000000000000000001 1".parse().unwrap();
+        assert_eq!(stamp.tb, Timestamp::new(7, 0));
+        assert_eq!(stamp.te, Timestamp::new(7, 2));
+        let half: Stamp = "0 18446744073709551615.5 18446744073709551615.500 1".parse().unwrap();
+        assert_eq!((half.tb, half.te), (Timestamp::new(u64::MAX, 1 << 63), Timestamp::new(u64::MAX, 1 << 63)));
+    }
+
+    #[test]
+    fn what_is_wrong_with_a_line_is_said() {
+        assert_eq!(error("1 2.0 3.0"), "3 columns: a stamp is `Ta Tb Te Tf`, with `RefA RefF` behind it or not");
+        assert_eq!(error("1 2.0 3.0 4 5.0"), "5 columns: a stamp is `Ta Tb Te Tf`, with `RefA RefF` behind it or not");
+        assert!(error("-1 2.0 3.0 4").starts_with("Ta is `-1`: a counter value"));
+        assert!(error("1 2.0 3.0 18446744073709551616").starts_with("Tf is `18446744073709551616`"));
+        assert!(error("1 2. 3.0 4").starts_with("Tb is `2.`: a time"));
+        assert!(error("1 2.0 1e9 4").starts_with("Te is `1e9`"));
+        assert!(error("1 2.00000000000000000000 3.0 4").starts_with("Tb is"));
+        assert!(error("1 2.0 3.0 4 five 6.0").starts_with("RefA is `five`"));
+    }
 }

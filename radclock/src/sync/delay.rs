@@ -170,3 +170,94 @@ fn scaled_erfc(x: f64) -> f64 {
     let y = (x - 3.75) * above * inverse;
     COEFFICIENTS.iter().rev().fold(0.0, |sum, coefficient| sum * y + coefficient) * below * inverse
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn close(a: f64, b: f64, relative: f64) -> bool {
+        (a - b).abs() <= relative * b.abs()
+    }
+
+    #[test]
+    fn scaled_erfc_is_that_of_the_tables() {
+        for (x, value) in
+            [(0.0, 1.0), (0.5, 0.615_690_344_192_926), (1.0, 0.427_583_576_155_807), (10.0, 0.056_140_992_743_822_6)]
+        {
+            assert!(close(scaled_erfc(x), value, 1e-8), "{x}");
+        }
+        assert!(close(scaled_erfc(1e6), 1e-6 / core::f64::consts::PI.sqrt(), 1e-8));
+    }
+
+    /// The posterior by summing over a fine grid.
+    fn summed(delay: &Delay, prior: Normal) -> (f64, f64, f64) {
+        let sigma = prior.sigma();
+        let low = (prior.mean - 12.0 * sigma).max(0.0);
+        let high = (prior.mean + 12.0 * sigma).max(12.0 * sigma);
+        let steps = 400_000;
+        let step = (high - low) / f64::from(steps);
+        let (mut zero, mut one, mut two) = (0.0, 0.0, 0.0);
+        for i in 0..steps {
+            let z = low + (f64::from(i) + 0.5) * step;
+            let off = (z - prior.mean) / sigma;
+            let normal = (-0.5 * off * off).exp() / (sigma * core::f64::consts::TAU.sqrt());
+            let exponentials: f64 =
+                delay.weights.iter().zip(SCALES).map(|(weight, scale)| weight / scale * (-z / scale).exp()).sum();
+            let density = normal * exponentials * step;
+            zero += density;
+            one += density * z;
+            two += density * z * z;
+        }
+        let mean = one / zero;
+        (zero.ln(), mean, two / zero - mean * mean)
+    }
+
+    #[test]
+    fn the_posterior_is_bayes_rule() {
+        let mut delay = Delay::new();
+        for delay_us in [30.0, 45.0, 12.0, 80.0, 3.0, 900.0] {
+            let posterior = delay.posterior(Normal { mean: delay_us * 1e-6, variance: 1e-12 });
+            delay.learn(&posterior);
+        }
+        for (mean, sigma) in [(0.0, 2e-6), (-8e-6, 2e-6), (30e-6, 5e-6), (50e-6, 2e-6), (200e-6, 6e-6), (-20e-6, 40e-6)]
+        {
+            let prior = Normal { mean, variance: sigma * sigma };
+            let posterior = delay.posterior(prior);
+            let (log, mean, variance) = summed(&delay, prior);
+            assert!((posterior.log_evidence - log).abs() < 1e-3, "{prior:?}: {} {log}", posterior.log_evidence);
+            assert!(close(posterior.excess.mean, mean, 1e-3), "{prior:?}: {} {mean}", posterior.excess.mean);
+            assert!(
+                close(posterior.excess.variance, variance, 5e-3),
+                "{prior:?}: {} {variance}",
+                posterior.excess.variance
+            );
+        }
+    }
+
+    #[test]
+    fn no_prediction_makes_a_posterior_of_nonsense() {
+        let delay = Delay::new();
+        for mean in [-1e12, -1.0, -1e-3, 0.0, 1e-9, 1e-3, 1.0, 1e3, 1e12] {
+            for sigma in [1e-9, 1e-6, 1e-3, 1.0, 1e6] {
+                let posterior = delay.posterior(Normal { mean, variance: sigma * sigma });
+                let Normal { mean, variance } = posterior.excess;
+                assert!(posterior.log_evidence.is_finite() && mean >= 0.0 && variance >= 0.0, "{mean} {sigma}");
+                assert!(variance.is_finite() && mean.is_finite());
+            }
+        }
+    }
+
+    #[test]
+    fn a_delay_model_learns_how_long_delays_are() {
+        let mut delay = Delay::new();
+        for i in 0..400 {
+            let quantile = (f64::from(i * 149 % 400) + 0.5) / 400.0;
+            let posterior = delay.posterior(Normal { mean: -40e-6 * quantile.ln(), variance: 1e-12 });
+            delay.learn(&posterior);
+        }
+        assert!(close(delay.median(), 40e-6 * 2f64.ln(), 0.15), "{}", delay.median());
+        // The true one is 0.08; scales a factor of four apart can only be so exact.
+        assert!((0.06..0.2).contains(&delay.tail(100e-6)), "{}", delay.tail(100e-6));
+        assert!(delay.tail(0.0) > 0.999 && delay.tail(10e-3) < 0.01);
+    }
+}

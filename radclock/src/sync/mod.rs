@@ -368,9 +368,11 @@ impl State {
         let server = stamp.root_delay.as_secs_f64().abs() / 2.0 + stamp.root_dispersion.as_secs_f64().abs();
         let bound = forward.max(backward).max(0.0) + SIGMAS * variance.sqrt() + self.host_error + server;
         let unit = 2f64.powi(64 + i32::from(self.base.period.shift));
-        self.clock = Some(Clock {
+        let rate = self.rate_bound.get() * self.period * unit;
+        // Rust makes zero of not-a-number: the one bound that never may be claimed.
+        self.clock = (bound + rate).is_finite().then_some(Clock {
             max_error_nanos: (bound * 1e9).ceil() as u64,
-            period_max_error: (self.rate_bound.get() * self.period * unit).ceil() as u64,
+            period_max_error: rate.ceil() as u64,
             ..self.base
         });
     }
