@@ -115,6 +115,7 @@ impl Guests {
         // Now rather than in the task, so that a XenStore that does not answer is an error here.
         manager.connect_watches().await?;
         manager.remove_stale().await?;
+        manager.report();
         tokio::spawn(manager.run(receiver));
         Ok(Guests { shared, commands })
     }
@@ -264,7 +265,7 @@ impl Manager {
         let changes = self.changes.clone();
         loop {
             self.turn().await;
-            *self.shared.reports() = self.guests.iter().map(|(domid, guest)| guest.report(*domid)).collect();
+            self.report();
             tokio::select! {
                 command = commands.recv() => match command {
                     Some(Command::Attach(domid, reply)) => self.attach(domid, reply).await,
@@ -282,6 +283,10 @@ impl Manager {
                 () = tokio::time::sleep_until(self.next_turn()) => {}
             }
         }
+    }
+
+    fn report(&self) {
+        *self.shared.reports() = self.guests.iter().map(|(domid, guest)| guest.report(*domid)).collect();
     }
 
     fn next_turn(&self) -> Instant {
@@ -424,6 +429,11 @@ impl Manager {
 
     /// A domain is gone.
     async fn forget(&mut self, domid: u16) {
+        if let Some(guest) = self.guests.get(&domid)
+            && !guest.device.is_idle()
+        {
+            info!("domain {domid} ({}): gone", guest.domain.name);
+        }
         self.step(domid, Event::Gone).await;
         if let Some(guest) = self.guests.remove(&domid) {
             answer(guest.attaching, &Err(XenError::Gone(domid).to_string()));

@@ -265,8 +265,10 @@ impl Store {
     /// Removes a device's nodes of both ends, as far as there are any.
     pub async fn remove(&self, domid: u16) -> Result<(), XenError> {
         let backend = self.remove_tree(&xenbus::backend_root(domid)).await;
-        let frontend = self.remove_tree(&xenbus::frontend_root(domid)).await;
-        backend.and(frontend)
+        // By itself, before its parent: the guest's kernel takes no notice of a device whose parent is removed.
+        let frontend = self.remove_tree(&xenbus::frontend_dir(domid)).await;
+        let root = self.remove_tree(&xenbus::frontend_root(domid)).await;
+        backend.and(frontend).and(root)
     }
 
     /// Removes the parent of all backend directories.

@@ -26,6 +26,8 @@ const DEVICE: &str = "/dev/xen/xenbus";
 const ANSWER: Duration = Duration::from_secs(5);
 /// How often a transaction is tried that somebody else's keeps overtaking.
 const TRIES: u32 = 20;
+/// From one try to the next.
+const RETRY: Duration = Duration::from_millis(2);
 
 /// Who may do what with a node. The owner always may read and write it, and so may Dom0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,14 +56,7 @@ pub struct Directory {
 ///
 /// [`io::ErrorKind::NotFound`] if the condition does not hold; whatever XenStore answers.
 pub fn write_if(condition: (&str, &str), directories: &[Directory]) -> io::Result<()> {
-    let mut connection = Connection::open()?;
-    for _ in 0..TRIES {
-        match connection.try_write_if(condition, directories) {
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => std::thread::sleep(Duration::from_millis(2)),
-            result => return result,
-        }
-    }
-    Err(io::Error::other("others change it all the time"))
+    Connection::open()?.write_if(condition, directories)
 }
 
 trait Stream: Read + Write {}
@@ -80,6 +75,16 @@ impl Connection {
             return Ok(Connection(Box::new(stream)));
         }
         Ok(Connection(Box::new(OpenOptions::new().read(true).write(true).open(DEVICE)?)))
+    }
+
+    fn write_if(&mut self, condition: (&str, &str), directories: &[Directory]) -> io::Result<()> {
+        for _ in 0..TRIES {
+            match self.try_write_if(condition, directories) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => std::thread::sleep(RETRY),
+                result => return result,
+            }
+        }
+        Err(io::Error::other("others change XenStore all the time"))
     }
 
     fn try_write_if(&mut self, condition: (&str, &str), directories: &[Directory]) -> io::Result<()> {
@@ -158,4 +163,148 @@ fn error(payload: &[u8]) -> io::Error {
         _ => io::ErrorKind::Other,
     };
     io::Error::new(kind, name.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::thread::{self, JoinHandle};
+
+    use super::*;
+
+    const CONDITION: (&str, &str) = ("/local/domain/7/vm", "/vm/u");
+
+    /// What a store holds: values and, in their wire format, permissions.
+    #[derive(Clone, Debug, Default, PartialEq, Eq)]
+    struct Tree(BTreeMap<String, (Vec<u8>, Option<String>)>);
+
+    /// A xenstored with one client, which lets so many transactions fail first. Returns what it holds at the end.
+    fn xenstored(mut tree: Tree, mut conflicts: u32) -> (Connection, JoinHandle<Tree>) {
+        let (client, mut server) = UnixStream::pair().expect("sockets");
+        client.set_read_timeout(Some(ANSWER)).expect("a timeout");
+        let serve = move || {
+            let mut open: Option<Tree> = None;
+            let mut header = [0; 16];
+            while server.read_exact(&mut header).is_ok() {
+                let word = |at: usize| u32::from_ne_bytes(header[at..at + 4].try_into().expect("4 bytes"));
+                let (kind, transaction) = (word(0), word(8));
+                let mut payload = vec![0; word(12) as usize];
+                server.read_exact(&mut payload).expect("a payload");
+                assert_eq!(transaction, if open.is_some() { 77 } else { 0 });
+                let (path, rest) = payload.split_at(payload.iter().position(|byte| *byte == 0).expect("a NUL"));
+                let path = String::from_utf8(path.to_vec()).expect("a path");
+                let rest = &rest[1..];
+                let answer: Result<&[u8], &[u8]> = match kind {
+                    XS_TRANSACTION_START => {
+                        open = Some(tree.clone());
+                        Ok(b"77\0")
+                    }
+                    XS_TRANSACTION_END => {
+                        let written = open.take().expect("a transaction");
+                        match path.as_str() {
+                            "T" if conflicts > 0 => {
+                                conflicts -= 1;
+                                Err(b"EAGAIN\0")
+                            }
+                            "T" => {
+                                tree = written;
+                                Ok(b"OK\0")
+                            }
+                            _ => Ok(b"OK\0"),
+                        }
+                    }
+                    XS_READ => match tree.0.get(&path) {
+                        Some((value, _)) => Ok(value),
+                        None => Err(b"ENOENT\0"),
+                    },
+                    XS_WRITE => {
+                        open.as_mut().expect("a transaction").0.entry(path).or_default().0 = rest.to_vec();
+                        Ok(b"OK\0")
+                    }
+                    XS_SET_PERMS => {
+                        let nodes = &mut open.as_mut().expect("a transaction").0;
+                        let permissions = String::from_utf8(rest.to_vec()).expect("permissions");
+                        nodes.get_mut(&path).expect("a node").1 = Some(permissions);
+                        Ok(b"OK\0")
+                    }
+                    other => panic!("message {other}"),
+                };
+                // An event of some watch comes in between.
+                for (kind, payload) in [(XS_WATCH_EVENT, &b"a\0b\0"[..])].into_iter().chain([match answer {
+                    Ok(payload) => (kind, payload),
+                    Err(payload) => (XS_ERROR, payload),
+                }]) {
+                    for word in [kind, 0, transaction, payload.len() as u32] {
+                        server.write_all(&word.to_ne_bytes()).expect("an answer");
+                    }
+                    server.write_all(payload).expect("an answer");
+                }
+            }
+            tree
+        };
+        (Connection(Box::new(client)), thread::spawn(serve))
+    }
+
+    fn with_domain() -> Tree {
+        Tree(BTreeMap::from([(CONDITION.0.to_string(), (CONDITION.1.into(), None))]))
+    }
+
+    fn directories() -> [Directory; 2] {
+        [
+            Directory {
+                path: "/b".into(),
+                permissions: Permissions { owner: 0, reader: 7 },
+                nodes: vec![("state", "2".into())],
+            },
+            Directory {
+                path: "/f".into(),
+                permissions: Permissions { owner: 7, reader: 0 },
+                nodes: vec![("backend", "/b".into()), ("state", "1".into())],
+            },
+        ]
+    }
+
+    #[test]
+    fn a_device_is_written_whole_with_its_permissions() {
+        for conflicts in [0, 3] {
+            let (mut connection, server) = xenstored(with_domain(), conflicts);
+            connection.write_if(CONDITION, &directories()).expect("written");
+            drop(connection);
+            let tree = server.join().expect("a tree").0;
+            let value = |path: &str| String::from_utf8(tree[path].0.clone()).expect("text");
+            assert_eq!(
+                (value("/b/state"), value("/f/state"), value("/f/backend")),
+                ("2".into(), "1".into(), "/b".into())
+            );
+            assert_eq!(tree["/b"].1.as_deref(), Some("n0\0r7\0"));
+            assert_eq!(tree["/f"].1.as_deref(), Some("n7\0r0\0"));
+        }
+    }
+
+    #[test]
+    fn nothing_is_written_for_a_domain_that_is_gone_or_another() {
+        let other = Tree(BTreeMap::from([(CONDITION.0.to_string(), (b"/vm/other".to_vec(), None))]));
+        for tree in [Tree::default(), other] {
+            let (mut connection, server) = xenstored(tree.clone(), 0);
+            let error = connection.write_if(CONDITION, &directories()).expect_err("gone");
+            assert_eq!(error.kind(), io::ErrorKind::NotFound);
+            drop(connection);
+            assert_eq!(server.join().expect("a tree"), tree);
+        }
+    }
+
+    #[test]
+    fn a_store_in_which_others_always_win_is_given_up() {
+        let (mut connection, server) = xenstored(with_domain(), u32::MAX);
+        connection.write_if(CONDITION, &directories()).expect_err("conflicts");
+        drop(connection);
+        assert_eq!(server.join().expect("a tree"), with_domain());
+    }
+
+    #[test]
+    fn a_silent_or_dead_xenstored_is_an_error() {
+        let (client, server) = UnixStream::pair().expect("sockets");
+        drop(server);
+        Connection(Box::new(client)).write_if(CONDITION, &directories()).expect_err("dead");
+    }
 }
