@@ -205,7 +205,10 @@ fn service(daemon: &Daemon, place: Place) -> Vec<Check> {
     }
     checks.extend(status.servers.iter().map(server));
     checks.push(synchronisation(&status));
-    checks.push(page(&daemon.run_dir().join("vmclock0"), "start radclockd anew"));
+    // Before that it says nothing but that it is not synchronised.
+    if status.clock.status.is_readable() {
+        checks.push(page(&daemon.run_dir().join("vmclock0"), "start radclockd anew"));
+    }
     if status.xen {
         checks.push(guests(&status));
     }
@@ -308,6 +311,11 @@ fn guest(root: &Path) -> Vec<Check> {
             "Connected" => Check::ok("device", "connected"),
             // Kernels before 5.10 do not say.
             "" => Check::ok("device", "offered by Dom0"),
+            "Closed" => Check::problem(
+                "device",
+                "taken away by Dom0",
+                "in Dom0: radclock-ctl list; systemctl start radclockd or radclock-ctl attach",
+            ),
             other => Check::bad(
                 "device",
                 Level::Warning,
@@ -464,6 +472,9 @@ mod tests {
         write(root.path(), "sys/bus/xen/devices/radclock-0/state", "Connected\n");
         let page = write(root.path(), "dev/vmclock0", good_page().as_bytes());
         assert_eq!(levels(&guest(root.path())).iter().filter(|(_, level)| *level == Level::Ok).count(), 4);
+
+        write(root.path(), "sys/bus/xen/devices/radclock-0/state", "Closed\n");
+        assert!(levels(&guest(root.path())).contains(&("device", Level::Problem)));
 
         fs::set_permissions(page, fs::Permissions::from_mode(0o600)).expect("permissions");
         assert!(levels(&guest(root.path())).contains(&("permissions", Level::Warning)));

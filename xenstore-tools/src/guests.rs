@@ -85,7 +85,7 @@ impl Host {
         match (daemon.status(), store::domains()) {
             (Ok(status), domains) => Ok(Host::new(Some(status), domains.unwrap_or_default(), None)),
             (Err(problem), Ok(domains)) => Ok(Host::new(None, domains, Some(format!("{problem:#}")))),
-            (Err(problem), Err(store)) => bail!("{problem:#}; nor can XenStore be read: {store}"),
+            (Err(problem), Err(store)) => bail!("{problem:#}; nor can XenStore be read ({store})"),
         }
     }
 

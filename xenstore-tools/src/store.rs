@@ -154,11 +154,20 @@ fn with_store<T: Send + 'static>(work: impl FnOnce(&XsUnix) -> io::Result<T> + S
     let (sender, receiver) = mpsc::channel();
     std::thread::spawn(move || {
         // If it comes too late, nobody is there to take it.
-        let _ = sender.send(XsUnix::new().and_then(|store| work(&store)));
+        let _ = sender.send(XsUnix::new().map_err(explain).and_then(|store| work(&store)));
     });
     receiver
         .recv_timeout(ANSWER)
         .unwrap_or_else(|_| Err(io::Error::new(io::ErrorKind::TimedOut, "xenstored does not answer: is it running?")))
+}
+
+fn explain(error: io::Error) -> io::Error {
+    let what = match error.kind() {
+        io::ErrorKind::NotFound => "there is none: this is no domain of Xen, or xenstored is not running",
+        io::ErrorKind::PermissionDenied => "no permission: run as root",
+        _ => return error,
+    };
+    io::Error::new(error.kind(), what)
 }
 
 #[cfg(test)]
