@@ -82,8 +82,16 @@ pub struct SyncReport {
     pub restarts: u64,
 }
 
-/// Standard deviations in a bound.
-const SIGMAS: f64 = 4.0;
+/// Standard deviations in the bound on the time…
+const TIME_SIGMAS: f64 = 3.0;
+/// …on the rate, which has to hold for longer, and in what is no contradiction.
+const RATE_SIGMAS: f64 = 4.0;
+const SANE_SIGMAS: f64 = 4.0;
+/// A packet that came earlier than it can shows how wrong a reading was. The bound is at least so many times the worst
+/// of these…
+const SURPRISE_MARGIN: f64 = 1.5;
+/// …which is forgotten by so much a stamp, relative.
+const SURPRISE_DECAY: f64 = 0.003;
 /// Stamps that agree before there is a clock.
 const WARMUP_STAMPS: u64 = 3;
 /// An oscillator's rate may jump by so much at once (relative), and the phase that follows is believed up to so many
@@ -207,6 +215,8 @@ struct State {
     rate_bound: RateBound,
     /// Bound on the error of recent counter readings by the host, s.
     host_error: f64,
+    /// How much too early a recent packet came by this clock, s, beyond what the rate's error explains.
+    surprise: f64,
     clock: Option<Clock>,
     /// Stamps accepted.
     stamps: u64,
@@ -238,6 +248,7 @@ impl State {
             watch: Watch::default(),
             rate_bound: RateBound::new(params.nominal_skew),
             host_error: stamp.host_error.as_secs_f64(),
+            surprise: 0.0,
             clock: None,
             stamps: 1,
             confirmed: 0.0,
@@ -268,6 +279,8 @@ impl State {
         }
 
         let excess = self.excess(measured, noise);
+        let early = -excess[0].min(excess[1]) - self.rate_bound.get() * self.silence.abs();
+        self.surprise = early.max(self.surprise * (1.0 - SURPRISE_DECAY));
         let poor = self.watch.is_poor(&self.bank, excess);
         if poor {
             self.bank.predict(flight);
@@ -310,11 +323,11 @@ impl State {
         let drift = self.rate_bound.get() * elapsed + (RATE_JUMP * elapsed).min(RATE_JUMP_SECS);
         let tolerance = self.host_error + TOLERANCE;
         let excess = Direction::BOTH.map(|direction| self.bank.excess(direction, measured[direction as usize], noise));
-        let early = excess.map(|excess| excess.mean < -(SIGMAS * excess.sigma() + drift + tolerance));
+        let early = excess.map(|excess| excess.mean < -(SANE_SIGMAS * excess.sigma() + drift + tolerance));
         if early == [false, false] {
             return true;
         }
-        let fell = excess[0].mean + excess[1].mean < -(SIGMAS * self.bank.round_trip().sigma() + 2.0 * tolerance);
+        let fell = excess[0].mean + excess[1].mean < -(SANE_SIGMAS * self.bank.round_trip().sigma() + 2.0 * tolerance);
         let mut moved = [0.0; 2];
         let mut sigma = [0.0; 2];
         for direction in Direction::BOTH {
@@ -352,7 +365,7 @@ impl State {
     fn bound_rate(&mut self, params: &SyncParams) {
         // Until the next polls the rate goes on wandering.
         let ahead = self.bank.wander() * VALID_POLLS * self.poll / 3.0;
-        let error = SIGMAS * (self.bank.rate().variance + ahead).sqrt();
+        let error = RATE_SIGMAS * (self.bank.rate().variance + ahead).sqrt();
         let rate = self.period / params.nominal_period - 1.0;
         self.rate_bound.see(rate, error, self.silence);
     }
@@ -364,9 +377,10 @@ impl State {
         // How the smallest round trip is split between the directions cannot be seen: either may be all of it.
         let [forward, backward] = Direction::BOTH.map(|direction| self.bank.smallest(direction));
         let noise = self.bank.noise();
-        let variance = self.bank.theta().variance + self.bank.round_trip().variance / 4.0 + noise * noise / 2.0;
+        let variance = self.bank.theta().variance + self.bank.round_trip().variance / 4.0 + noise * noise;
+        let spread = (TIME_SIGMAS * variance.sqrt()).max(SURPRISE_MARGIN * self.surprise);
         let server = stamp.root_delay.as_secs_f64().abs() / 2.0 + stamp.root_dispersion.as_secs_f64().abs();
-        let bound = forward.max(backward).max(0.0) + SIGMAS * variance.sqrt() + self.host_error + server;
+        let bound = forward.max(backward).max(0.0) + spread + self.host_error + server;
         let unit = 2f64.powi(64 + i32::from(self.base.period.shift));
         let rate = self.rate_bound.get() * self.period * unit;
         // Rust makes zero of not-a-number: the one bound that never may be claimed.
