@@ -13,6 +13,8 @@ const MEMORY_STAMPS: f64 = 200.0;
 /// A filter whose evidence (natural logarithm) lags by so much starts anew from the best: it would never come back by
 /// itself, but a change of the oscillator may make it the best within a few stamps.
 const HOPELESS: f64 = 300.0;
+/// A weight that is not worth the arithmetic.
+const NEGLIGIBLE: f64 = 1e-12;
 /// Two rises or falls that differ by less than so many standard deviations are one of both directions.
 const TOGETHER_SIGMAS: f64 = 1.2;
 
@@ -21,6 +23,8 @@ struct Member {
     filter: Filter,
     /// Logarithm of the density that it gave to the recent stamps.
     evidence: f64,
+    /// Its share in what the bank says, from the evidence; all shares add up to 1.
+    weight: f64,
 }
 
 #[derive(Clone, Debug)]
@@ -32,8 +36,11 @@ impl Bank {
     /// Filters that know one exchange of `rtt` seconds, and that the rate is wrong by about `skew` at most.
     pub(super) fn new(rtt: f64, skew: f64) -> Bank {
         let grid = WANDERS.iter().flat_map(|&wander| NOISES.map(|noise| Assumed { wander, noise }));
+        let weight = 1.0 / (WANDERS.len() * NOISES.len()) as f64;
         Bank {
-            members: grid.map(|assumed| Member { filter: Filter::new(assumed, rtt, skew), evidence: 0.0 }).collect(),
+            members: grid
+                .map(|assumed| Member { filter: Filter::new(assumed, rtt, skew), evidence: 0.0, weight })
+                .collect(),
         }
     }
 
@@ -45,23 +52,30 @@ impl Bank {
 
     /// Takes in a stamp: what was measured forward and, `flight` seconds later, backward, with the host's noise (s²).
     pub(super) fn update(&mut self, measured: [f64; 2], flight: f64, host: f64) {
-        for Member { filter, evidence } in &mut self.members {
+        for Member { filter, evidence, .. } in &mut self.members {
             let forward = filter.update(Direction::Forward, measured[0], host);
             filter.predict(flight);
             let backward = filter.update(Direction::Backward, measured[1], host);
             *evidence = *evidence * (1.0 - 1.0 / MEMORY_STAMPS) + forward + backward;
         }
-        self.restart_hopeless();
+        self.weigh();
     }
 
-    fn restart_hopeless(&mut self) {
+    /// Weighs the filters by their evidence, and starts the hopeless ones anew.
+    fn weigh(&mut self) {
         let Some(best) = self.members.iter().max_by(|a, b| a.evidence.total_cmp(&b.evidence)) else { return };
-        let Member { filter, evidence } = best.clone();
+        let Member { filter, evidence, .. } = best.clone();
+        let mut total = 0.0;
         for member in &mut self.members {
             if member.evidence < evidence - HOPELESS {
                 member.filter = filter.assuming(member.filter.assumed());
                 member.evidence = evidence - HOPELESS;
             }
+            member.weight = (member.evidence - evidence).exp();
+            total += member.weight;
+        }
+        for member in &mut self.members {
+            member.weight /= total;
         }
     }
 
@@ -144,22 +158,16 @@ impl Bank {
         self.combine(|filter| Normal { mean: of(filter), variance: 0.0 }).mean
     }
 
-    /// Mean and variance over the bank, each filter by the evidence for it.
+    /// Mean and variance over the bank, each filter by its weight.
     fn combine(&self, of: impl Fn(&Filter) -> Normal) -> Normal {
-        let top = self.members.iter().map(|member| member.evidence).fold(f64::NEG_INFINITY, f64::max);
-        let (mut total, mut mean, mut square) = (0.0, 0.0, 0.0);
-        for member in &self.members {
-            let behind = member.evidence - top;
-            if behind < -40.0 {
-                continue;
+        let (mut mean, mut square) = (0.0, 0.0);
+        for Member { filter, weight, .. } in &self.members {
+            if *weight > NEGLIGIBLE {
+                let part = of(filter);
+                mean += weight * part.mean;
+                square += weight * (part.variance + part.mean * part.mean);
             }
-            let weight = behind.exp();
-            let part = of(&member.filter);
-            total += weight;
-            mean += weight * part.mean;
-            square += weight * (part.variance + part.mean * part.mean);
         }
-        mean /= total;
-        Normal { mean, variance: (square / total - mean * mean).max(0.0) }
+        Normal { mean, variance: (square - mean * mean).max(0.0) }
     }
 }

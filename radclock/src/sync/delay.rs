@@ -11,6 +11,17 @@ pub(super) const COMPONENTS: usize = 9;
 /// Their means, s: a factor of four apart, from below any network's jitter to above any congestion worth modelling.
 const SCALES: [f64; COMPONENTS] = [1e-6, 4e-6, 16e-6, 64e-6, 256e-6, 1024e-6, 4096e-6, 16384e-6, 65536e-6];
 
+/// Their inverses, 1/s.
+const RATES: [f64; COMPONENTS] = {
+    let mut rates = SCALES;
+    let mut k = 0;
+    while k < COMPONENTS {
+        rates[k] = 1.0 / SCALES[k];
+        k += 1;
+    }
+    rates
+};
+
 /// The weights that a direction starts with count as so many stamps.
 const PRIOR_STAMPS: f64 = 4.0;
 /// The weights forget: they rest on about so many stamps.
@@ -55,9 +66,9 @@ impl Delay {
         let mut total = 0.0;
         let mut first = 0.0;
         for k in 0..COMPONENTS {
-            let ratio = sigma / SCALES[k];
+            let ratio = sigma * RATES[k];
             let tail = if far { Tail::of_far(ratio, place) } else { Tail::beyond(ratio - place) };
-            shares[k] = self.weights[k] / SCALES[k] * tail.scaled;
+            shares[k] = self.weights[k] * RATES[k] * tail.scaled;
             parts[k] = Normal { mean: sigma * tail.mean, variance: prior.variance * tail.variance };
             total += shares[k];
             first += shares[k] * parts[k].mean;
@@ -110,6 +121,9 @@ impl Delay {
 /// Beyond so many standard deviations a predicted delay is as good as surely positive.
 const FAR: f64 = 30.0;
 
+/// A cut farther below the mean than so many standard deviations cuts nothing off.
+const CERTAIN: f64 = 7.0;
+
 /// The standard normal distribution beyond a cut.
 struct Tail {
     /// Its probability times `exp(cut²/2)`, which neither vanishes nor overflows.
@@ -123,6 +137,9 @@ struct Tail {
 impl Tail {
     fn beyond(cut: f64) -> Tail {
         const INV_SQRT_TAU: f64 = 0.398_942_280_401_432_7;
+        if cut < -CERTAIN {
+            return Tail { scaled: (0.5 * cut * cut).exp(), mean: -cut, variance: 1.0 };
+        }
         let half = 0.5 * scaled_erfc(cut.abs() * core::f64::consts::FRAC_1_SQRT_2);
         let scaled = if cut >= 0.0 { half } else { (0.5 * cut * cut).exp() - half };
         if cut > 12.0 {
@@ -139,7 +156,7 @@ impl Tail {
     /// The same for a cut of `ratio − place` with `place` beyond [`FAR`], but `scaled` times `exp(-place²/2)`.
     fn of_far(ratio: f64, place: f64) -> Tail {
         let cut = ratio - place;
-        if cut > -8.0 {
+        if cut > -CERTAIN {
             // An exponential so much shorter than the delay had nothing to do with it.
             return Tail { scaled: 0.0, mean: 0.0, variance: 0.0 };
         }
