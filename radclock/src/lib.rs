@@ -17,10 +17,10 @@ pub mod clock;
 pub mod compose;
 pub mod page;
 pub mod reader;
-#[cfg(feature = "serde")]
-pub mod report;
 #[cfg(feature = "std")]
 pub mod replay;
+#[cfg(feature = "serde")]
+pub mod report;
 pub mod seqcount;
 #[cfg(feature = "std")]
 pub mod stamp;
