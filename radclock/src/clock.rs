@@ -126,20 +126,26 @@ impl Clock {
     /// The bound on the error of [`Clock::time_at`] at a counter reading, rounded up, or [`Span::MAX`].
     #[inline]
     pub const fn max_error_at(&self, counter: Counter) -> Span {
-        // 2^64 / 10^9 rounded up, so that the bound is, too; and one unit for what `time_at` rounds off.
-        let reference = self.max_error_nanos as u128 * 18_446_744_074 + 1;
-        let bound = reference + self.growth_over(counter.since(self.counter).unsigned_abs());
+        let bound = self.bound_at(counter);
         Span::from_frac(if bound > i128::MAX as u128 { i128::MAX } else { bound as i128 })
     }
 
     /// [`Clock::time_at`] and [`Clock::max_error_at`], or nothing if either lies outside of its range.
     #[inline]
     pub const fn reading_at(&self, counter: Counter) -> Option<(Timestamp, Span)> {
-        let max_error = self.max_error_at(counter);
+        let bound = self.bound_at(counter);
         match self.time.checked_add(self.period.span(counter.since(self.counter))) {
-            Some(time) if max_error.as_frac() != i128::MAX => Some((time, max_error)),
+            Some(time) if bound <= i128::MAX as u128 => Some((time, Span::from_frac(bound as i128))),
             _ => None,
         }
+    }
+
+    /// Units of 2⁻⁶⁴ s, below 2¹²⁷ + 2⁹⁹.
+    #[inline]
+    const fn bound_at(&self, counter: Counter) -> u128 {
+        // 2^64 / 10^9 rounded up, so that the bound is, too; and one unit for what `time_at` rounds off.
+        let reference = self.max_error_nanos as u128 * 18_446_744_074 + 1;
+        reference + self.growth_over(counter.since(self.counter).unsigned_abs())
     }
 
     /// What the error of the period adds to the bound over so many counts, rounded up, units of 2⁻⁶⁴ s.

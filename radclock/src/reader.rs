@@ -3,14 +3,22 @@
 //! No system call, lock or allocation, and a bounded number of steps. Which counter is read, and how, is the
 //! caller's business; so is finding the page.
 
-use core::mem::size_of;
+use core::mem::{offset_of, size_of};
 
-use crate::clock::Status;
+use crate::clock::{Clock, Period, Status};
 use crate::page::{
-    CounterId, EXTENSION_OFFSET, Extension, LEAP_POS, LEAP_PRE_NEG, LEAP_PRE_POS, PageError, VmclockAbi,
+    CounterId, EXTENSION_MAGIC, EXTENSION_OFFSET, EXTENSION_VERSION, Extension, Flags, LEAP_POS, LEAP_PRE_NEG,
+    LEAP_PRE_POS, PAGE_SIZE, PageError, TIME_UTC, VMCLOCK_MAGIC, VMCLOCK_VERSION, VmclockAbi,
 };
 use crate::seqcount::{Busy, SharedPage};
 use crate::time::{Counter, Span, Timestamp};
+
+/// The word of a page at the offset of a field.
+macro_rules! field {
+    ($page:ident.$width:ident, $type:ident::$field:ident $(+ $offset:ident)?) => {
+        $page.$width::<{ offset_of!($type, $field) $(+ $offset)? }>()
+    };
+}
 
 /// How far before the reference instant a counter read just now may lie: other CPUs' counters may lag a little, but
 /// a counter further back than this was reset, or has gone half way round.
@@ -101,15 +109,80 @@ pub enum ReadError {
 
 /// The time now by `page`, whose counter must be `id` and is read by `counter`.
 ///
-/// `counter` runs after the page was read and before it is known that no write fell into it, so it may run more than
-/// once. It must return the counter as of that moment, ordered after loads before it and before loads after it.
+/// `counter` runs between the two looks at the page's sequence count, and once more for each write that falls in
+/// between. It must return the counter as of that moment, ordered after the loads before it.
 ///
 /// # Errors
 ///
 /// Any [`ReadError`] but [`ReadError::Disrupted`].
-#[inline]
+#[inline(always)]
 pub fn read(page: &SharedPage, id: CounterId, mut counter: impl FnMut() -> Counter) -> Result<Reading, ReadError> {
-    let (view, now) = page.read(|page| (View::load(page), counter()))?;
+    match read_ordinary(page, id, &mut counter) {
+        Some(reading) => Ok(reading),
+        None => read_any(page, id, counter),
+    }
+}
+
+/// [`read`] for what nearly always is there: a page of this project, at rest, synchronised, no leap second near;
+/// nothing otherwise. Apart from [`read_any`] so that a reading costs no more than one of the system's clock.
+#[inline(always)]
+fn read_ordinary(page: &SharedPage, id: CounterId, counter: impl FnOnce() -> Counter) -> Option<Reading> {
+    let (now, head, ext_head, state, flags, disruption_marker, clock, valid_nanos) = page.try_read(|page| {
+        // Before the other loads, for which its fence would wait.
+        let now = counter();
+        let state = field!(page.u64_at, VmclockAbi::pad).to_le_bytes();
+        let clock = Clock {
+            counter: Counter(field!(page.u64_at, VmclockAbi::counter_value)),
+            time: Timestamp::new(
+                field!(page.u64_at, VmclockAbi::time_sec),
+                field!(page.u64_at, VmclockAbi::time_frac_sec),
+            ),
+            period: Period { frac: field!(page.u64_at, VmclockAbi::counter_period_frac_sec), shift: state[7] },
+            period_max_error: field!(page.u64_at, VmclockAbi::counter_period_maxerror_rate_frac_sec),
+            max_error_nanos: field!(page.u64_at, VmclockAbi::time_maxerror_nanosec),
+        };
+        (
+            now,
+            load_head(page),
+            field!(page.u64_at, Extension::magic + EXTENSION_OFFSET),
+            state,
+            field!(page.u64_at, VmclockAbi::flags),
+            field!(page.u64_at, VmclockAbi::disruption_marker),
+            clock,
+            field!(page.u64_at, Extension::valid_nanos + EXTENSION_OFFSET),
+        )
+    })?;
+    let [_, _, clock_status, _, tai @ .., leap_indicator, _] = state;
+    let bounds = (Flags::TIME_MAXERROR_VALID | Flags::PERIOD_MAXERROR_VALID).bits();
+    let ordinary = head == ordinary_head(id)
+        && ext_head == (EXTENSION_VERSION as u64) << 32 | EXTENSION_MAGIC as u64
+        && clock_status == Status::Synchronized as u8
+        && leap_indicator == 0
+        && clock.period.shift <= Period::MAX_SHIFT
+        && clock.period.frac != 0
+        && flags & bounds == bounds;
+    if !ordinary {
+        return None;
+    }
+    let counts = now.since(clock.counter);
+    if counts < 0 || is_older(clock.period.span(counts), valid_nanos) {
+        return None;
+    }
+    let (time, max_error) = clock.reading_at(now)?;
+    Some(Reading {
+        sample: Sample { counter: now, disruption_marker },
+        time,
+        max_error,
+        status: Status::Synchronized,
+        tai_offset: (flags & Flags::TAI_OFFSET_VALID.bits() != 0).then_some(i16::from_le_bytes(tai)),
+    })
+}
+
+/// [`read`], whatever is there.
+#[cold]
+#[inline(never)]
+fn read_any(page: &SharedPage, id: CounterId, mut counter: impl FnMut() -> Counter) -> Result<Reading, ReadError> {
+    let (now, view) = page.read(|page| (counter(), View::load(page)))?;
     view.check(id)?;
     view.reading(now, MAX_BACKWARDS)
 }
@@ -123,7 +196,20 @@ pub fn read(page: &SharedPage, id: CounterId, mut counter: impl FnMut() -> Count
 /// [`ReadError::Busy`], and [`ReadError::Page`] if the page has another layout or another counter.
 #[inline]
 pub fn sample(page: &SharedPage, id: CounterId, mut counter: impl FnMut() -> Counter) -> Result<Sample, ReadError> {
-    let (view, counter) = page.read(|page| (View::load(page), counter()))?;
+    let ordinary =
+        page.try_read(|page| (counter(), load_head(page), field!(page.u64_at, VmclockAbi::disruption_marker)));
+    match ordinary {
+        Some((counter, head, disruption_marker)) if head == ordinary_head(id) => {
+            Ok(Sample { counter, disruption_marker })
+        }
+        _ => sample_any(page, id, counter),
+    }
+}
+
+#[cold]
+#[inline(never)]
+fn sample_any(page: &SharedPage, id: CounterId, mut counter: impl FnMut() -> Counter) -> Result<Sample, ReadError> {
+    let (counter, view) = page.read(|page| (counter(), View::load(page)))?;
     view.check(id)?;
     Ok(Sample { counter, disruption_marker: view.abi.disruption_marker.get() })
 }
@@ -145,14 +231,38 @@ pub fn read_at(page: &SharedPage, id: CounterId, sample: Sample) -> Result<Readi
     view.reading(sample.counter, Span::MAX)
 }
 
-/// The part of a page that a time is made of.
+/// Magic, size, and the word of version, counter and type of time.
+#[inline(always)]
+fn load_head(page: &SharedPage) -> [u32; 3] {
+    [
+        field!(page.u32_at, VmclockAbi::magic),
+        field!(page.u32_at, VmclockAbi::size),
+        field!(page.u32_at, VmclockAbi::version),
+    ]
+}
+
+/// [`load_head`] of a page of this project over the counter `id`.
+#[inline(always)]
+const fn ordinary_head(id: CounterId) -> [u32; 3] {
+    let [low, high] = VMCLOCK_VERSION.to_le_bytes();
+    [VMCLOCK_MAGIC, PAGE_SIZE as u32, u32::from_le_bytes([low, high, id.0, TIME_UTC])]
+}
+
+/// Whether a clock this long from its reference instant is no longer synchronised.
+#[inline(always)]
+const fn is_older(elapsed: Span, valid_nanos: u64) -> bool {
+    // 2^64 / 10^9 rounded down: rather too early than too late.
+    elapsed.as_frac().unsigned_abs() > valid_nanos as u128 * 18_446_744_073
+}
+
+/// The part of a page that says something.
 struct View {
     abi: VmclockAbi,
     ext: Extension,
 }
 
 impl View {
-    #[inline]
+    /// To be run inside of [`SharedPage::read`].
     fn load(page: &SharedPage) -> View {
         View {
             abi: zerocopy::transmute!(page.words::<0, { size_of::<VmclockAbi>() / 8 }>()),
@@ -160,13 +270,11 @@ impl View {
         }
     }
 
-    #[inline]
     fn check(&self, id: CounterId) -> Result<(), PageError> {
         self.abi.check_layout()?;
         if self.abi.counter_id == id.0 { Ok(()) } else { Err(PageError::CounterId(self.abi.counter_id)) }
     }
 
-    #[inline]
     fn reading(&self, counter: Counter, max_backwards: Span) -> Result<Reading, ReadError> {
         let abi = &self.abi;
         let mut status = abi.status();
@@ -182,11 +290,8 @@ impl View {
         if abi.leap_indicator != 0 && leap_intervenes(abi.leap_indicator, clock.time, time.saturating_add(max_error)) {
             return Err(ReadError::Leap);
         }
-        if self.ext.is_known(abi.size.get()) {
-            // 2^64 / 10^9 rounded down: rather too early than too late.
-            if elapsed.as_frac().unsigned_abs() > u128::from(self.ext.valid_nanos.get()) * 18_446_744_073 {
-                status = Status::Freerunning;
-            }
+        if self.ext.is_known(abi.size.get()) && is_older(elapsed, self.ext.valid_nanos.get()) {
+            status = Status::Freerunning;
         }
         let sample = Sample { counter, disruption_marker: abi.disruption_marker.get() };
         Ok(Reading { sample, time, max_error, status, tai_offset: abi.tai_offset() })

@@ -5,12 +5,12 @@
 //! from the page, so that a model checker can run it. What the words mean is [`crate::page`]'s business, what may be
 //! read from them [`crate::reader`]'s.
 
-use core::mem::{align_of, size_of};
+use core::mem::{align_of, offset_of, size_of};
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use zerocopy::IntoBytes;
 
-use crate::page::{PAGE_SIZE, Page};
+use crate::page::{CounterId, PAGE_SIZE, Page, VmclockAbi};
 
 /// The orderings of the seqcount, over whatever atomics `atomic` names: the processor's here, loom's in its test.
 mod protocol;
@@ -47,7 +47,7 @@ pub struct SharedPage {
 const _: () = {
     assert!(size_of::<SharedPage>() == PAGE_SIZE);
     assert!(align_of::<SharedPage>() == PAGE_SIZE);
-    assert!(core::mem::offset_of!(crate::page::VmclockAbi, seq_count) == SEQ * size_of::<u32>());
+    assert!(offset_of!(VmclockAbi, seq_count) == SEQ * size_of::<u32>());
 };
 
 impl Default for SharedPage {
@@ -101,11 +101,18 @@ impl SharedPage {
         self.read(|page| zerocopy::transmute!(page.words::<0, { PAGE_SIZE / size_of::<u64>() }>()))
     }
 
-    /// Runs `load` until no write fell into it. It may run on a half-written page, so it only loads.
+    /// The counter that the page speaks of, which does not change while the page is in use; whoever reads a time
+    /// checks it again.
     #[inline]
+    pub fn counter_id(&self) -> CounterId {
+        let bytes = self.u32_at::<{ offset_of!(VmclockAbi, version) }>().to_le_bytes();
+        CounterId(bytes[offset_of!(VmclockAbi, counter_id) - offset_of!(VmclockAbi, version)])
+    }
+
+    /// Runs `load` until no write fell into it. It may run on a half-written page, so it only loads.
     pub(crate) fn read<T>(&self, mut load: impl FnMut(&SharedPage) -> T) -> Result<T, Busy> {
         for _ in 0..TRIES {
-            if let Some(value) = protocol::try_read(&self.head[SEQ], || load(self)) {
+            if let Some(value) = self.try_read(&mut load) {
                 return Ok(value);
             }
             core::hint::spin_loop();
@@ -113,10 +120,15 @@ impl SharedPage {
         Err(Busy)
     }
 
-    /// `N` words of 8 bytes from a byte offset, as they stand in memory; for use inside of [`SharedPage::read`].
-    #[inline]
+    /// As [`SharedPage::read`], once; nothing if a write was in progress or fell into it.
+    #[inline(always)]
+    pub(crate) fn try_read<T>(&self, load: impl FnOnce(&SharedPage) -> T) -> Option<T> {
+        protocol::try_read(&self.head[SEQ], || load(self))
+    }
+
+    /// `N` words of 8 bytes from a byte offset, as they stand in memory.
     pub(crate) fn words<const OFFSET: usize, const N: usize>(&self) -> [u64; N] {
-        const { assert!(OFFSET.is_multiple_of(size_of::<u64>()) && OFFSET / size_of::<u64>() + N <= PAGE_SIZE / 8) };
+        const { assert!(OFFSET.is_multiple_of(size_of::<u64>()) && OFFSET + N * size_of::<u64>() <= PAGE_SIZE) };
         core::array::from_fn(|i| {
             let word = OFFSET / size_of::<u64>() + i;
             match word.checked_sub(BODY_OFFSET / size_of::<u64>()) {
@@ -126,5 +138,19 @@ impl SharedPage {
                 }
             }
         })
+    }
+
+    /// The little-endian word at a byte offset up to `seq_count`'s.
+    #[inline(always)]
+    pub(crate) fn u32_at<const OFFSET: usize>(&self) -> u32 {
+        const { assert!(OFFSET < BODY_OFFSET && OFFSET.is_multiple_of(size_of::<u32>())) };
+        u32::from_le(self.head[OFFSET / size_of::<u32>()].load(Ordering::Relaxed))
+    }
+
+    /// The little-endian word at a byte offset behind `seq_count`.
+    #[inline(always)]
+    pub(crate) fn u64_at<const OFFSET: usize>(&self) -> u64 {
+        const { assert!(OFFSET >= BODY_OFFSET && OFFSET < PAGE_SIZE && OFFSET.is_multiple_of(size_of::<u64>())) };
+        u64::from_le(self.body[(OFFSET - BODY_OFFSET) / size_of::<u64>()].load(Ordering::Relaxed))
     }
 }

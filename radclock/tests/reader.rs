@@ -299,7 +299,8 @@ proptest! {
     /// Whatever stands in the fields behind a good head: an error, or what the page's own parameters say.
     #[test]
     fn garbage_gives_an_error_or_what_its_parameters_say(
-        bytes in prop::collection::vec(any::<u8>(), PAGE_SIZE), good_head in any::<bool>(), status in statuses(),
+        bytes in prop::collection::vec(any::<u8>(), PAGE_SIZE), good_head in any::<bool>(), good_rest in any::<bool>(),
+        status in statuses(), valid_nanos in any::<u64>(),
         shift in any::<u8>(), near in any::<Option<i32>>(), counter in any::<u64>(),
     ) {
         let mut page = Page::read_from_bytes(&bytes).expect("the size of a page");
@@ -314,11 +315,22 @@ proptest! {
             page.abi.clock_status = status as u8;
             page.abi.counter_period_shift = shift;
         }
+        if good_rest {
+            page.ext = Page::new(&content()).ext;
+            page.ext.valid_nanos.set(valid_nanos);
+            page.abi.leap_indicator = 0;
+            page.abi.counter_period_shift = shift % 64;
+            page.abi.time_sec.set(page.abi.time_sec.get() >> 1);
+        }
         let reference = Counter(page.abi.counter_value.get());
         let counter = near.map_or(Counter(counter), |near| reference.offset(i64::from(near)));
         let shared = shared(&page);
         let sample = Sample { counter, disruption_marker: page.abi.disruption_marker.get() };
-        for result in [read(&shared, TSC, || counter), read_at(&shared, TSC, sample)] {
+        let (now, later) = (read(&shared, TSC, || counter), read_at(&shared, TSC, sample));
+        if now != Err(ReadError::Backwards) {
+            prop_assert_eq!(now, later);
+        }
+        for result in [now, later] {
             let Ok(reading) = result else { continue };
             let clock = page.abi.clock().expect("was read");
             prop_assert!(page.abi.status().is_readable());

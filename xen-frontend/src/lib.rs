@@ -127,9 +127,9 @@ impl RadClock {
         let clock = RadClock { map, path };
         let check = |page: &Page| {
             page.abi.check_layout()?;
-            match page.abi.counter_id {
-                id if id == Tsc::ID.0 || id == MonotonicRaw::ID.0 => Ok(()),
-                id => Err(PageError::CounterId(id)),
+            match CounterId(page.abi.counter_id) {
+                Tsc::ID | MonotonicRaw::ID => Ok(()),
+                CounterId(id) => Err(PageError::CounterId(id)),
             }
         };
         match clock.snapshot().map(|page| check(&page)) {
@@ -150,11 +150,11 @@ impl RadClock {
     ///
     /// While the clock is not synchronised or was disrupted, or the page makes no sense: see [`ReadError`]. All of
     /// them may pass, so a program that lives long tries again.
-    #[inline]
+    #[inline(always)]
     pub fn now(&self) -> Result<Reading, ReadError> {
-        match reader::read(self.page(), Tsc::ID, Tsc::now) {
-            Err(ReadError::Page(PageError::CounterId(id))) if CounterId(id) == MonotonicRaw::ID => self.now_raw(),
-            result => result,
+        match self.page().counter_id() {
+            MonotonicRaw::ID => self.now_raw(),
+            _ => reader::read(self.page(), Tsc::ID, Tsc::now),
         }
     }
 
@@ -170,11 +170,9 @@ impl RadClock {
     /// [`ReadError::Busy`] and [`ReadError::Page`]. The clock need not be synchronised.
     #[inline]
     pub fn sample(&self) -> Result<Sample, ReadError> {
-        match reader::sample(self.page(), Tsc::ID, Tsc::now) {
-            Err(ReadError::Page(PageError::CounterId(id))) if CounterId(id) == MonotonicRaw::ID => {
-                reader::sample(self.page(), MonotonicRaw::ID, MonotonicRaw::now)
-            }
-            result => result,
+        match self.page().counter_id() {
+            MonotonicRaw::ID => reader::sample(self.page(), MonotonicRaw::ID, MonotonicRaw::now),
+            _ => reader::sample(self.page(), Tsc::ID, Tsc::now),
         }
     }
 
@@ -185,12 +183,11 @@ impl RadClock {
     /// [`ReadError::Disrupted`] if the counter was disrupted (by a migration, say) since the value was taken, and
     /// what [`RadClock::now`] may say.
     pub fn time_of(&self, sample: Sample) -> Result<Reading, ReadError> {
-        match reader::read_at(self.page(), Tsc::ID, sample) {
-            Err(ReadError::Page(PageError::CounterId(id))) if CounterId(id) == MonotonicRaw::ID => {
-                reader::read_at(self.page(), MonotonicRaw::ID, sample)
-            }
-            result => result,
-        }
+        let id = match self.page().counter_id() {
+            MonotonicRaw::ID => MonotonicRaw::ID,
+            _ => Tsc::ID,
+        };
+        reader::read_at(self.page(), id, sample)
     }
 
     /// The whole page: parameters ([`VmclockAbi::clock`]), flags, disruption marker, host and generation

@@ -14,7 +14,7 @@ pub(crate) fn write(seq: &AtomicU32, store: impl FnOnce()) {
 }
 
 /// Runs `load`, whose loads are relaxed, once; nothing if a write was in progress or fell into it.
-#[inline]
+#[inline(always)]
 pub(crate) fn try_read<T>(seq: &AtomicU32, load: impl FnOnce() -> T) -> Option<T> {
     let before = seq.load(Ordering::Acquire);
     if before & 1 != 0 {
