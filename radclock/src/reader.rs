@@ -155,7 +155,7 @@ fn read_ordinary(page: &SharedPage, id: CounterId, counter: impl FnOnce() -> Cou
     let [_, _, clock_status, _, tai @ .., leap_indicator, _] = state;
     let bounds = (Flags::TIME_MAXERROR_VALID | Flags::PERIOD_MAXERROR_VALID).bits();
     let ordinary = head == ordinary_head(id)
-        && ext_head == (EXTENSION_VERSION as u64) << 32 | EXTENSION_MAGIC as u64
+        && ext_head == u64::from(EXTENSION_VERSION) << 32 | u64::from(EXTENSION_MAGIC)
         && clock_status == Status::Synchronized as u8
         && leap_indicator == 0
         && clock.period.shift <= Period::MAX_SHIFT
