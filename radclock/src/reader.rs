@@ -109,8 +109,8 @@ pub enum ReadError {
 
 /// The time now by `page`, whose counter must be `id` and is read by `counter`.
 ///
-/// `counter` runs between the two looks at the page's sequence count, and once more for each write that falls in
-/// between. It must return the counter as of that moment, ordered after the loads before it.
+/// `counter` runs between the two looks at the page's sequence count, and so may run more than once. It must return
+/// the counter as of that moment, ordered after the loads before it.
 ///
 /// # Errors
 ///

@@ -1,7 +1,7 @@
 //! A page in shared memory and the seqcount by which it is written and read at once.
 //!
 //! One writer, any number of readers in any process, none of whom ever waits for the other: a reader that meets a
-//! write in progress tries again, a bounded number of times. The order of the accesses is in [`protocol`], apart
+//! write in progress tries again, a bounded number of times. The order of the accesses is in `protocol`, apart
 //! from the page, so that a model checker can run it. What the words mean is [`crate::page`]'s business, what may be
 //! read from them [`crate::reader`]'s.
 
