@@ -68,8 +68,10 @@ struct radclock_hvm_get_time {
 #define INITIAL_STEP_NS		1000
 #define INITIAL_WANDER		1844674407370955ULL
 #define DECAY_SHIFT		33
-/* No observed rate counts for more than 0.4 %. */
-#define MAX_WANDER		(1ULL << 56)
+/* The most that two scales count as different by: half. */
+#define MAX_WANDER		(1ULL << 63)
+/* Shifts further apart than this are of that kind. */
+#define MAX_SHIFT_DIFF		8
 
 /* An update takes the backend a microsecond; it may lose its CPU in the midst. */
 #define WIRE_TRIES		1000
@@ -264,14 +266,17 @@ static u64 radclock_abs_diff(u64 a, u64 b)
 static u64 radclock_scale_diff(const struct radclock_time_info *a,
 			       const struct radclock_time_info *b)
 {
-	u64 old = b->tsc_to_system_mul, diff, rate;
+	int shift = min(a->tsc_shift, b->tsc_shift);
+	u64 new, old, diff;
 
-	/* Xen keeps mul above 2^31, so that another shift is another frequency. */
-	if (a->tsc_shift != b->tsc_shift)
+	if (max(a->tsc_shift, b->tsc_shift) - shift > MAX_SHIFT_DIFF)
 		return MAX_WANDER;
-	diff = radclock_abs_diff(a->tsc_to_system_mul, old);
-	rate = div64_u64(diff << 32, old);
-	return rate >= MAX_WANDER >> 32 ? MAX_WANDER : rate << 32;
+	new = (u64)a->tsc_to_system_mul << (a->tsc_shift - shift);
+	old = (u64)b->tsc_to_system_mul << (b->tsc_shift - shift);
+	diff = radclock_abs_diff(new, old);
+	if (diff >= old / 2)
+		return MAX_WANDER;
+	return 2 * mul_u64_u64_div_u64(diff, 1ULL << 63, old);
 }
 
 /*
