@@ -5,11 +5,14 @@ use super::filter::{Assumed, Direction, Filter, Normal};
 
 /// How far the rate wanders: spectral density of its random walk, 1/s. From a crystal in a quiet room (1e-19: 0.02 ppm in
 /// an hour) to a counter under emulation (1e-9: 30 ppm in a second).
-const WANDERS: [f64; 8] = [1e-20, 1e-19, 1e-18, 5e-18, 2e-17, 1e-16, 1e-13, 1e-9];
+const WANDERS: [f64; 8] = [1e-20, 1e-19, 5e-19, 3e-18, 2e-17, 1e-16, 1e-13, 1e-9];
 /// Noise of a reading, and of a delay about its model, s. From a TSC on a LAN to a counter under emulation.
 const NOISES: [f64; 6] = [0.3e-6, 1e-6, 3e-6, 10e-6, 30e-6, 100e-6];
 /// The evidence for a filter rests on about so many stamps.
-const MEMORY_STAMPS: f64 = 200.0;
+const MEMORY_STAMPS: f64 = 400.0;
+/// A stamp counts as so much evidence. No oscillator does a random walk exactly, so evidence taken in full would soon leave
+/// one filter alone, and not the one with the smallest error; taken in part, neighbours are averaged.
+const TRUST: f64 = 0.25;
 /// A filter whose evidence (natural logarithm) lags by so much starts anew from the best: it would never come back by
 /// itself, but a change of the oscillator may make it the best within a few stamps.
 const HOPELESS: f64 = 300.0;
@@ -71,7 +74,7 @@ impl Bank {
                 member.filter = filter.assuming(member.filter.assumed());
                 member.evidence = evidence - HOPELESS;
             }
-            member.weight = (member.evidence - evidence).exp();
+            member.weight = (TRUST * (member.evidence - evidence)).exp();
             total += member.weight;
         }
         for member in &mut self.members {
