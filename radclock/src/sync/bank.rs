@@ -16,6 +16,8 @@ const TRUST: f64 = 0.25;
 /// A filter whose evidence (natural logarithm) lags by so much starts anew from the best: it would never come back by
 /// itself, but a change of the oscillator may make it the best within a few stamps.
 const HOPELESS: f64 = 300.0;
+/// How closely a delay is known that only teaches the delay models, s².
+const LEARNT_VARIANCE: f64 = 1e-12;
 /// A weight that is not worth the arithmetic.
 const NEGLIGIBLE: f64 = 1e-12;
 /// Two rises or falls that differ by less than so many standard deviations are one of both directions.
@@ -82,10 +84,17 @@ impl Bank {
         }
     }
 
-    /// Learns how long delays are from a stamp whose delays above the smallest were these, and nothing else.
+    /// Learns how long delays are from a stamp whose delays above the smallest were these (s), and nothing else.
+    ///
+    /// What the weightiest filter makes of it is good enough for all, and spares the arithmetic.
     pub(super) fn learn_delays(&mut self, excess: [f64; 2]) {
+        let Some(best) = self.members.iter().max_by(|a, b| a.weight.total_cmp(&b.weight)) else { return };
+        let posteriors = Direction::BOTH.map(|direction| {
+            let prior = Normal { mean: excess[direction as usize], variance: LEARNT_VARIANCE };
+            best.filter.delay(direction).posterior(prior)
+        });
         for member in &mut self.members {
-            member.filter.learn_delays(excess);
+            member.filter.learn_delays(&posteriors);
         }
     }
 

@@ -4,12 +4,10 @@
 //! above the smallest is never negative and skewed, so each direction is taken in by moment matching: Bayes' rule for a
 //! normal prediction under the [`Delay`] model, then the posterior's mean and variance carried back to the state.
 
-use super::delay::Delay;
+use super::delay::{Delay, Posterior};
 
 /// Spectral density of the phase's random walk, s²/s: white noise of an oscillator's rate, a nanosecond in 100 s.
 const PHASE_WANDER: f64 = 1e-20;
-/// How closely a delay is known that only teaches the delay model, s².
-const LEARNT_VARIANCE: f64 = 1e-12;
 
 const THETA: usize = 0;
 const RATE: usize = 1;
@@ -139,11 +137,10 @@ impl Filter {
         posterior.log_evidence
     }
 
-    /// Learns how long delays are from a stamp whose delays above the smallest were these, and nothing else.
-    pub(super) fn learn_delays(&mut self, excess: [f64; 2]) {
-        for (delay, mean) in self.delays.iter_mut().zip(excess) {
-            let posterior = delay.posterior(Normal { mean, variance: LEARNT_VARIANCE });
-            delay.learn(&posterior);
+    /// Learns how long delays are, and nothing else.
+    pub(super) fn learn_delays(&mut self, posteriors: &[Posterior; 2]) {
+        for (delay, posterior) in self.delays.iter_mut().zip(posteriors) {
+            delay.learn(posterior);
         }
     }
 
