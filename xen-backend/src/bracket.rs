@@ -110,8 +110,8 @@ const MAX_SLEW_DIVISOR: i128 = 9;
 #[derive(Clone, Copy, Debug, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum CarryError {
-    /// Realtime moved against the counter further than slewing can move it.
-    #[error("CLOCK_REALTIME was stepped by {:.6} s during the exchange", .0.as_secs_f64())]
+    /// Realtime moved against the counter further than slewing can move it: it was stepped, or the counter jumped.
+    #[error("CLOCK_REALTIME and the counter moved apart by {:.6} s during the exchange", .0.as_secs_f64())]
     Stepped(Span),
     /// The packet's timestamp lies outside the brackets around it.
     #[error("the kernel's timestamp lies {:.6} s outside the exchange: CLOCK_REALTIME was stepped", .0.as_secs_f64())]

@@ -5,21 +5,27 @@ use std::io::IsTerminal;
 use std::os::fd::AsFd;
 
 use tracing::{Event, Level, Subscriber};
-use tracing_subscriber::filter::LevelFilter;
+use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::fmt::FmtContext;
 use tracing_subscriber::fmt::format::{Format, FormatEvent, FormatFields, Full, Writer};
+use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::registry::LookupSpan;
+use tracing_subscriber::util::SubscriberInitExt;
 
 /// Starts logging, at `level` and above.
 pub fn init(level: LevelFilter) {
-    let builder = tracing_subscriber::fmt().with_max_level(level).with_writer(std::io::stderr);
+    let mut targets = Targets::new().with_default(level);
+    if level == LevelFilter::DEBUG {
+        // It dumps each message, byte by byte.
+        targets = targets.with_target("xenstore_rs", LevelFilter::INFO);
+    }
+    let layer = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+    let registry = tracing_subscriber::registry().with(targets);
     if journal() {
-        builder
-            .with_ansi(false)
-            .event_format(Prioritised(Format::default().without_time().with_level(false).with_target(false)))
-            .init();
+        let plain = Format::default().without_time().with_level(false).with_target(false);
+        registry.with(layer.with_ansi(false).event_format(Prioritised(plain))).init();
     } else {
-        builder.with_ansi(std::io::stderr().is_terminal()).with_target(false).init();
+        registry.with(layer.with_ansi(std::io::stderr().is_terminal()).with_target(false)).init();
     }
 }
 

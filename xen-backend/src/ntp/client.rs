@@ -165,7 +165,7 @@ impl Client {
                     stamp.source
                 );
                 if self.report.last_error.take().is_some() {
-                    tracing::info!("{} at {address} answers", self.report.name);
+                    tracing::info!("{}: answers again", self.subject(Some(address)));
                 }
                 self.report.stratum = Some(answer.stratum);
                 self.report.rtt_s = Some(rtt);
@@ -173,20 +173,27 @@ impl Client {
                 Some((stamp, answer.leap))
             }
             Err(error) => {
-                self.complain(&format!("{address}: {error}"));
+                self.complain(Some(address), &error.to_string());
                 None
             }
         };
         self.polled.send(Polled { exchange, report: self.report.clone() }).await.is_ok()
     }
 
-    /// Says what is wrong: once as a warning, then quietly until something else is wrong.
-    fn complain(&mut self, error: &str) {
-        if self.report.last_error.as_deref() == Some(error) {
-            tracing::debug!("{}: {error}", self.report.name);
-        } else {
-            tracing::warn!("{}: {error}", self.report.name);
-            self.report.last_error = Some(error.to_owned());
+    /// The server as logs call it: its name, and its address if that is not the same.
+    fn subject(&self, address: Option<SocketAddr>) -> String {
+        match address.map(|address| address.to_string()) {
+            Some(address) if address != self.report.name => format!("{} at {address}", self.report.name),
+            _ => self.report.name.clone(),
+        }
+    }
+
+    /// Says what is wrong: as a warning if all was well before, then quietly until the server answers.
+    fn complain(&mut self, address: Option<SocketAddr>, error: &str) {
+        let subject = self.subject(address);
+        match self.report.last_error.replace(format!("{subject}: {error}")) {
+            None => tracing::warn!("{subject}: {error}"),
+            Some(_) => tracing::debug!("{subject}: {error}"),
         }
     }
 
@@ -208,7 +215,7 @@ impl Client {
                 }
                 Err(error) => format!("cannot look up the server's name: {error}"),
             };
-            self.complain(&error);
+            self.complain(None, &error);
             if self.polled.send(Polled { exchange: None, report: self.report.clone() }).await.is_err() {
                 // Nobody listens: the next poll finds that, too.
                 return std::future::pending().await;
