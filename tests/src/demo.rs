@@ -66,7 +66,7 @@ pub fn synchronise(host: &Host) -> Result<Vec<Guest<'_>>> {
     let step = Step::begin("Starting a PV and a PVH guest");
     let guests = GUESTS.map(|(name, kind)| host.create(name, kind)).into_iter().collect::<Result<Vec<_>>>()?;
     for guest in &guests {
-        guest.run("true")?;
+        guest.await_boot()?;
     }
     step.done();
     let step = Step::begin("Synchronising");

@@ -58,6 +58,19 @@ impl Guest<'_> {
         Ok(self.host.run(&format!("xl domid {}", self.name))?.trim().parse()?)
     }
 
+    /// Waits until the guest takes commands.
+    pub fn await_boot(&self) -> Result<()> {
+        self.run("true").map(drop).with_context(|| {
+            let log = self.console_log().unwrap_or_default();
+            let lines: Vec<&str> = log.lines().collect();
+            format!(
+                "{} does not boot; its last words:\n{}",
+                self.name,
+                lines[lines.len().saturating_sub(40)..].join("\n")
+            )
+        })
+    }
+
     /// Runs a shell command in the guest and gives its standard output. It is an error if it fails.
     pub fn run(&self, shell: &str) -> Result<String> {
         command::success(&format!("{}: {shell}", self.name), &self.output(shell, COMMAND_LIMIT)?)

@@ -17,8 +17,10 @@ use crate::payload::Payload;
 use crate::progress::Step;
 use crate::wait;
 
+/// Eagerly switched, because QEMU 7.2 lets XSAVE and XRSTOR pass while CR0.TS is set, so that Xen's lazy switching (its
+/// default on AMD) hands one process's vector registers to another.
 const XEN_OPTIONS: &str =
-    "console=com1 com1=115200,8n1 dom0_mem=1200M,max:1200M spec-ctrl=no bootscrub=0 guest_loglvl=all";
+    "console=com1 com1=115200,8n1 dom0_mem=1200M,max:1200M spec-ctrl=no,eager-fpu guest_loglvl=all";
 const DOM0_OPTIONS: &str = "console=hvc0 quiet net.ifnames=0 panic=-1 mitigations=off";
 /// Without smap and smep, which Xen's Dom0 does not survive in QEMU 7.2; without la57, pku and pks for speed.
 const CPU: &str = "max,-smap,-smep,-la57,-pku,-pks";

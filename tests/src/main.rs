@@ -47,6 +47,9 @@ enum Command {
         /// Give no shell; keep the host until this process is interrupted.
         #[arg(long)]
         stay: bool,
+        /// Start neither radclockd nor guests.
+        #[arg(long)]
+        idle: bool,
     },
 }
 
@@ -72,7 +75,7 @@ fn run(command: Command) -> Result<()> {
             Ok(())
         }
         Command::Run { name, bare } => run_scenarios(&name, parts(bare)),
-        Command::Shell { bare, stay } => shell(parts(bare), stay),
+        Command::Shell { bare, stay, idle } => shell(parts(bare), stay, idle),
     }
 }
 
@@ -105,15 +108,16 @@ fn run_scenarios(names: &[String], parts: Parts) -> Result<()> {
     Ok(())
 }
 
-fn shell(parts: Parts, stay: bool) -> Result<()> {
+fn shell(parts: Parts, stay: bool, idle: bool) -> Result<()> {
     let lab = Lab::prepare(parts)?;
     let host = lab.boot()?;
     match parts {
+        _ if idle => {}
         Parts::All => drop(demo::synchronise(&host)?),
         Parts::Bare => {
             let step = Step::begin("Starting a PV and a PVH guest");
             for (name, kind) in demo::GUESTS {
-                host.create(name, kind)?.run("true")?;
+                host.create(name, kind)?.await_boot()?;
             }
             step.done();
         }

@@ -41,7 +41,7 @@ impl Payload {
     pub fn build(artefacts: &Artefacts, parts: Parts) -> Result<Payload> {
         let step = Step::begin("Building the programs");
         let packages = if parts == Parts::All { PACKAGES } else { BARE_PACKAGES };
-        let programs = build_programs(packages)?;
+        let programs = stripped(build_programs(packages)?)?;
         step.done();
         let driver = match parts {
             Parts::Bare => None,
@@ -53,11 +53,6 @@ impl Payload {
             }
         };
         Ok(Payload { programs, driver })
-    }
-
-    /// A program by its name.
-    pub fn program(&self, name: &str) -> Result<&Path> {
-        self.programs.get(name).map(PathBuf::as_path).with_context(|| format!("no program called {name} was built"))
     }
 
     /// Writes the disk: `/lab` in Dom0. `authorized_keys` may log in there.
@@ -142,6 +137,18 @@ fn build_programs(packages: &[&str]) -> Result<BTreeMap<String, PathBuf>> {
         }
     }
     Ok(programs)
+}
+
+/// Copies without debug information: a guest holds them all in its memory.
+fn stripped(programs: BTreeMap<String, PathBuf>) -> Result<BTreeMap<String, PathBuf>> {
+    let dir = target_dir().join("stripped");
+    fs::create_dir_all(&dir)?;
+    let strip = |(name, path): (String, PathBuf)| {
+        let to = dir.join(&name);
+        run("strip", &expression("strip", ["-o".into(), to.clone(), path]), LIMIT)?;
+        Ok((name, to))
+    };
+    programs.into_iter().map(strip).collect()
 }
 
 /// Builds the driver outside its source folder.
