@@ -3,6 +3,7 @@
 
 mod bank;
 mod delay;
+mod enclosure;
 mod filter;
 mod rate;
 mod rise;
@@ -11,6 +12,7 @@ use crate::clock::{Clock, Period, Status};
 use crate::stamp::Stamp;
 use crate::time::{Counter, Span};
 use bank::Bank;
+use enclosure::Enclosure;
 use filter::Direction;
 use rate::RateBound;
 use rise::Watch;
@@ -213,6 +215,7 @@ struct State {
     at: Counter,
     watch: Watch,
     rate_bound: RateBound,
+    enclosure: Enclosure,
     /// Bound on the error of recent counter readings by the host, s.
     host_error: f64,
     /// How much too early a recent packet came by this clock, s, beyond what the rate's error explains.
@@ -247,6 +250,7 @@ impl State {
             at: base.counter,
             watch: Watch::default(),
             rate_bound: RateBound::new(params.nominal_skew),
+            enclosure: Enclosure::of([rtt / 2.0; 2], stamp.host_error.as_secs_f64().abs()),
             host_error: stamp.host_error.as_secs_f64(),
             surprise: 0.0,
             clock: None,
@@ -277,6 +281,8 @@ impl State {
             self.refused += 1;
             return Verdict::Insane;
         }
+
+        self.enclosure.refine(self.rate_bound.get() * self.silence.abs(), Enclosure::of(measured, self.host_error));
 
         let excess = self.excess(measured, noise);
         let early = -excess[0].min(excess[1]) - self.rate_bound.get() * self.silence.abs();
@@ -359,6 +365,7 @@ impl State {
             self.base.period = exact;
         }
         self.bank.rebase(theta, rate);
+        self.enclosure.rebase(theta);
         theta
     }
 
@@ -380,7 +387,8 @@ impl State {
         let variance = self.bank.theta().variance + self.bank.round_trip().variance / 4.0 + noise * noise;
         let spread = (TIME_SIGMAS * variance.sqrt()).max(SURPRISE_MARGIN * self.surprise);
         let server = stamp.root_delay.as_secs_f64().abs() / 2.0 + stamp.root_dispersion.as_secs_f64().abs();
-        let bound = forward.max(backward).max(0.0) + spread + self.host_error + server;
+        let model = forward.max(backward).max(0.0) + spread + self.host_error;
+        let bound = model.max(self.enclosure.worst()) + server;
         let unit = 2f64.powi(64 + i32::from(self.base.period.shift));
         let rate = self.rate_bound.get() * self.period * unit;
         // Rust makes zero of not-a-number: the one bound that never may be claimed.

@@ -123,6 +123,15 @@ fn a_fallen_round_trip_is_a_level_shift_and_leaves_the_clock_alone() {
 }
 
 #[test]
+fn a_shift_that_hides_in_the_jitter_stays_inside_the_bound() {
+    for (seed, shift) in [(31, [2.6e-3, -0.6e-3]), (32, [-0.6e-3, 1.5e-3])] {
+        let path = Path { min: 1.8e-3, queue: 1.3e-3, burst: (0.06, 10e-3) };
+        let run = World { path, shifts: vec![(3.0 * HOUR, shift)], ..lan(seed) }.run(8.0, |_| 16.0);
+        run.assert_honest();
+    }
+}
+
+#[test]
 fn hours_without_stamps_stay_inside_the_bound_and_are_made_good_by_the_next_stamp() {
     for (seed, swing) in [(20, 0.05e-6), (21, 0.4e-6)] {
         let gaps = vec![(2.0 * HOUR, 14.0 * HOUR), (20.0 * HOUR, 22.5 * HOUR)];
