@@ -6,8 +6,9 @@ use super::filter::{Assumed, Direction, Filter, Normal};
 /// How far the rate wanders: spectral density of its random walk, 1/s. From a crystal in a quiet room (1e-19: 0.02 ppm in
 /// an hour) to a counter under emulation (1e-9: 30 ppm in a second).
 const WANDERS: [f64; 8] = [1e-20, 1e-19, 5e-19, 3e-18, 2e-17, 1e-16, 1e-13, 1e-9];
-/// Noise of a reading, and of a delay about its model, s. From a TSC on a LAN to a counter under emulation.
-const NOISES: [f64; 6] = [0.3e-6, 1e-6, 3e-6, 10e-6, 30e-6, 100e-6];
+/// Noise of a reading, and of a delay about its model, s. From a TSC on a LAN to a counter under emulation, and on to a WAN
+/// whose queues are milliseconds: there a sharper edge than this is luck.
+const NOISES: [f64; 7] = [0.3e-6, 1e-6, 3e-6, 10e-6, 40e-6, 200e-6, 1e-3];
 /// The evidence for a filter rests on about so many stamps.
 const MEMORY_STAMPS: f64 = 400.0;
 /// A stamp counts as so much evidence. No oscillator does a random walk exactly, so evidence taken in full would soon leave
