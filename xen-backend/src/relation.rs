@@ -2,7 +2,7 @@
 //! TSC as guests have.
 //!
 //! A line through two brackets (TSC, system time, TSC). The line is kept and drawn longer for as long as it predicts
-//! the next bracket; when it does not, Xen has changed the scale, and a new line starts. What was missed, and how far
+//! the next bracket; when it does not, system time was stepped or Xen has changed the scale, and a new line starts. What was missed, and how far
 //! the rates of recent lines differ, goes into the bound and into how soon to look again.
 
 use std::time::Duration;
@@ -98,11 +98,17 @@ impl Relation {
         let widths = (self.last.half_width + next.half_width) as f64 * self.rate + 2.0;
         let off = (nanos as f64 - counts as f64 * self.rate).abs();
         let expected = widths + counts as f64 * self.rate * self.rate_error;
-        let before = self.rate;
-        let holds = off <= expected;
-        if !holds {
-            self.start = self.last;
-        } else if (next.tsc.since(self.start.tsc) as f64) * self.rate > MAX_LINE_NANOS {
+        self.miss = (self.miss * decay).max(off);
+        self.wander *= decay;
+        self.interval = nanos as f64;
+        let starts = self.start == self.last;
+        if off > expected && !starts {
+            // A step, or another scale: which of them, the next bracket tells. The rate holds until then.
+            self.start = next;
+            self.last = next;
+            return Some(());
+        }
+        if (next.tsc.since(self.start.tsc) as f64) * self.rate > MAX_LINE_NANOS {
             // Half the line goes on, by its own prediction, so that it need not start over.
             let half = next.tsc.since(self.start.tsc) / 2;
             self.start = Sample {
@@ -111,14 +117,14 @@ impl Relation {
                 half_width: (self.start.half_width + self.last.half_width).div_ceil(2),
             };
         }
+        let before = self.rate;
         self.last = next;
-        self.interval = nanos as f64;
         if !self.draw() {
             return None;
         }
-        self.miss = (self.miss * decay).max(off);
-        let changed = if holds { 0.0 } else { (self.rate / before - 1.0).abs() };
-        self.wander = (self.wander * decay).max(changed);
+        if starts {
+            self.wander = self.wander.max((self.rate / before - 1.0).abs() - self.rate_error);
+        }
         Some(())
     }
 
@@ -177,6 +183,23 @@ mod tests {
         assert_eq!(relation.look_again(), LOOK.1);
         assert!(relation.rate_error < 5e-8 && relation.wander == 0.0 && relation.miss < 2.0);
         assert!(relation.added().nanos < 207);
+    }
+
+    #[test]
+    fn a_step_costs_its_size_but_leaves_the_rate() {
+        let sample = |at: f64, step: f64| Sample {
+            tsc: Counter((at * 3.0) as u64),
+            system_time: (at + step) as u64,
+            half_width: 600,
+        };
+        let mut relation = Relation::new(sample(1e9, 0.0), sample(1.02e9, 0.0)).unwrap();
+        for look in 1..3000 {
+            let at = 1.02e9 + f64::from(look) * 1e7;
+            relation.update(sample(at, if look < 1000 { 0.0 } else { 1e6 })).unwrap();
+        }
+        let added = relation.added();
+        assert!((1_000_000..2_100_000).contains(&added.nanos), "{added:?}");
+        assert!((added.rate as f64 / 2f64.powi(64)) < 1e-6 && relation.wander < 1e-9, "{relation:?}");
     }
 
     #[test]
