@@ -98,7 +98,8 @@ impl Relation {
         let widths = (self.last.half_width + next.half_width) as f64 * self.rate + 2.0;
         let off = (nanos as f64 - counts as f64 * self.rate).abs();
         let expected = widths + counts as f64 * self.rate * self.rate_error;
-        self.miss = (self.miss * decay).max(off);
+        // The bracket's own error may have hidden a part of it.
+        self.miss = (self.miss * decay).max(off + next.half_width as f64 * self.rate);
         self.wander *= decay;
         self.interval = nanos as f64;
         let starts = self.start == self.last;
@@ -181,8 +182,8 @@ mod tests {
             relation.update(sample(at)).unwrap();
         }
         assert_eq!(relation.look_again(), LOOK.1);
-        assert!(relation.rate_error < 5e-8 && relation.wander == 0.0 && relation.miss < 2.0);
-        assert!(relation.added().nanos < 207);
+        assert!(relation.rate_error < 5e-8 && relation.wander == 0.0 && relation.miss < 202.0);
+        assert!(relation.added().nanos < 607);
     }
 
     #[test]
