@@ -739,6 +739,7 @@ static const struct xenbus_device_id radclock_ids[] = {
 };
 
 static struct xenbus_driver radclock_driver = {
+	.name = "radclock",
 	.ids = radclock_ids,
 	.probe = radclock_probe,
 	.remove = radclock_remove,
@@ -996,7 +997,11 @@ static int __init radclock_init(void)
 	err = register_xenbus_watch(&radclock_watch);
 	if (err)
 		goto deregister_misc;
-	err = xenbus_register_frontend(&radclock_driver);
+	/*
+	 * Without an owner: XenBus would hold the module for as long as there is a
+	 * device, and it could not be unloaded. Unregistering waits for callbacks.
+	 */
+	err = __xenbus_register_frontend(&radclock_driver, NULL, KBUILD_MODNAME);
 	if (err)
 		goto unregister_watch;
 	return 0;
