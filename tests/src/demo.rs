@@ -62,7 +62,12 @@ pub struct Domains {
 
 /// Starts the daemon and the guests, and waits until all domains are synchronised.
 pub fn synchronise(host: &Host) -> Result<Vec<Guest<'_>>> {
-    host.start_radclockd()?;
+    synchronise_with(host, &host.configuration())
+}
+
+/// The same with another configuration of the daemon.
+pub fn synchronise_with<'host>(host: &'host Host, configuration: &str) -> Result<Vec<Guest<'host>>> {
+    host.start_radclockd_with(configuration)?;
     let step = Step::begin("Starting a PV and a PVH guest");
     let guests = GUESTS.map(|(name, kind)| host.create(name, kind)).into_iter().collect::<Result<Vec<_>>>()?;
     for guest in &guests {

@@ -1,6 +1,7 @@
 //! What this project builds, put where a host finds it: a second disk for Dom0, with the guests' kernel and initramfs.
 
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -17,7 +18,7 @@ const LIMIT: Duration = Duration::from_secs(1800);
 const DRIVER: &str = "xen-radclockfront.ko";
 
 /// Packages of the workspace whose programs run in the lab's domains.
-const PACKAGES: &[&str] = &["xen-backend", "xenstore-tools", "radclock-cli", "lab-agent"];
+const PACKAGES: &[&str] = &["xen-backend", "xenstore-tools", "radclock-cli", "radclock-capi", "lab-agent"];
 /// The lab's own part of them.
 const BARE_PACKAGES: &[&str] = &["lab-agent"];
 
@@ -41,7 +42,11 @@ impl Payload {
     pub fn build(artefacts: &Artefacts, parts: Parts) -> Result<Payload> {
         let step = Step::begin("Building the programs");
         let packages = if parts == Parts::All { PACKAGES } else { BARE_PACKAGES };
-        let programs = stripped(build_programs(packages)?)?;
+        let Built { mut programs, c_library } = build_programs(packages)?;
+        if let Some(library) = c_library {
+            programs.insert("c-example".to_owned(), build_c_example(&library)?);
+        }
+        let programs = stripped(programs)?;
         step.done();
         let driver = match parts {
             Parts::Bare => None,
@@ -119,7 +124,7 @@ pub fn target_dir() -> PathBuf {
 }
 
 /// Builds packages for any Linux: linked statically, for a guest has no libraries.
-fn build_programs(packages: &[&str]) -> Result<BTreeMap<String, PathBuf>> {
+fn build_programs(packages: &[&str]) -> Result<Built> {
     let mut arguments =
         vec!["build", "--release", "--target=x86_64-unknown-linux-gnu", "--message-format=json-render-diagnostics"];
     arguments.extend(packages.iter().flat_map(|package| ["--package", package]));
@@ -128,15 +133,41 @@ fn build_programs(packages: &[&str]) -> Result<BTreeMap<String, PathBuf>> {
         .env("RUSTFLAGS", "-C target-feature=+crt-static")
         .env("CARGO_TARGET_DIR", target_dir());
     let messages = run("cargo build", &cargo, LIMIT)?;
-    let mut programs = BTreeMap::new();
+    let mut built = Built::default();
     for message in messages.lines() {
         let message: serde_json::Value = serde_json::from_str(message).context("cargo's messages")?;
         let name = message["target"]["name"].as_str();
         if let (Some(name), Some(executable)) = (name, message["executable"].as_str()) {
-            programs.insert(name.to_owned(), PathBuf::from(executable));
+            built.programs.insert(name.to_owned(), PathBuf::from(executable));
+        }
+        let files = message["filenames"].as_array().into_iter().flatten().filter_map(|file| file.as_str());
+        for file in files.filter(|file| file.ends_with("/libradclock.a")) {
+            built.c_library = Some(PathBuf::from(file));
         }
     }
-    Ok(programs)
+    Ok(built)
+}
+
+/// What cargo has built.
+#[derive(Default)]
+struct Built {
+    programs: BTreeMap<String, PathBuf>,
+    c_library: Option<PathBuf>,
+}
+
+/// Builds the example of the C library as a C programmer would, but statically.
+fn build_c_example(library: &Path) -> Result<PathBuf> {
+    let capi = workspace().join("xen-frontend/capi");
+    let program = target_dir().join("c-example");
+    let arguments = ["-static", "-Wall", "-Wextra", "-Werror", "-o"].map(OsString::from).into_iter().chain([
+        program.clone().into(),
+        capi.join("examples/now.c").into(),
+        "-I".into(),
+        capi.join("include").into(),
+        library.into(),
+    ]);
+    run("cc", &expression("cc", arguments), LIMIT)?;
+    Ok(program)
 }
 
 /// Copies without debug information: a guest holds them all in its memory.

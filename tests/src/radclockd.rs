@@ -21,10 +21,15 @@ impl Host {
 
     /// Starts the daemon with [`Host::configuration`].
     pub fn start_radclockd(&self) -> Result<()> {
-        self.write("/etc/radclockd.toml", self.configuration())?;
+        self.start_radclockd_with(&self.configuration())
+    }
+
+    /// Starts the daemon with this configuration.
+    pub fn start_radclockd_with(&self, configuration: &str) -> Result<()> {
+        self.write("/etc/radclockd.toml", configuration)?;
         self.run(&format!("setsid radclockd --config /etc/radclockd.toml < /dev/null >> {LOG} 2>&1 &"))?;
-        wait::until("radclockd to answer", COMMAND_LIMIT, || {
-            Ok(self.output("radclock-ctl list", COMMAND_LIMIT)?.status.success().then_some(()))
+        wait::until("radclockd's socket", COMMAND_LIMIT, || {
+            Ok(self.output("test -S /run/radclock/radclockd.sock", COMMAND_LIMIT)?.status.success().then_some(()))
         })
         .with_context(|| self.radclockd_log().unwrap_or_default())
     }

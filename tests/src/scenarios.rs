@@ -1,7 +1,10 @@
 //! What must hold on a real Xen host, a few lines each. A scenario's name is the property.
 
 mod agreement;
+mod daemon;
+mod guests;
 mod lab;
+mod mistakes;
 
 use anyhow::Result;
 
@@ -25,6 +28,14 @@ macro_rules! scenarios {
 scenarios! {
     lab::readings_are_seen_between_a_question_and_its_answer,
     agreement::guests_agree_with_dom0_and_true_errors_are_inside_their_bounds,
+    agreement::ten_processes_in_a_guest_read_at_once,
+    agreement::a_c_program_reads_the_clock_in_a_guest,
+    daemon::guests_run_free_when_radclockd_is_killed_and_reconnect_when_it_is_back,
+    daemon::a_guest_that_was_there_first_gets_the_clock,
+    guests::a_guest_created_twenty_times_leaves_nothing_behind,
+    guests::a_rebooted_guest_gets_the_clock_again_and_leaves_nothing_behind,
+    guests::an_unloaded_driver_can_be_loaded_again,
+    mistakes::each_mistake_is_told_in_one_line,
 }
 
 /// The scenarios whose names contain one of `names`; all if there is none.

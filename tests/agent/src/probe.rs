@@ -6,7 +6,7 @@ use std::sync::atomic::{Ordering, fence};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use clap::{Parser, Subcommand};
 use lab_agent::{Exchange, Pair, Recorded};
 use memmap2::{Mmap, MmapOptions};
@@ -31,6 +31,8 @@ struct Arguments {
 enum Command {
     /// Wait until the clock is in this state here: synchronized, freerunning, or unreadable.
     Await { state: String, seconds: u64 },
+    /// Read the clock for so long, and fail unless every reading is synchronised and agrees with the one before.
+    Read { seconds: u64 },
     /// Exchange readings with the build machine, which looks for MAGIC (32 hexadecimal digits) in this memory.
     Truth { magic: String, seconds: u64 },
     /// Print pairs of TSC and Xen's system time with the page of that moment, a line of JSON each.
@@ -44,6 +46,7 @@ enum Command {
 fn main() -> ExitCode {
     let result = match Arguments::parse().command {
         Command::Await { state, seconds } => await_state(&state, Duration::from_secs(seconds)),
+        Command::Read { seconds } => read(Duration::from_secs(seconds)),
         Command::Truth { magic, seconds } => truth(&magic, Duration::from_secs(seconds)),
         Command::Pairs { count } => pairs(count),
         Command::Wire { milliseconds } => wire(Duration::from_millis(milliseconds)),
@@ -91,6 +94,22 @@ fn await_state(state: &str, limit: Duration) -> Result<()> {
         }
         thread::sleep(Duration::from_millis(20));
     }
+}
+
+fn read(duration: Duration) -> Result<()> {
+    let clock = RadClock::open()?;
+    let start = Instant::now();
+    let mut last = clock.now()?;
+    let mut count = 1u64;
+    while start.elapsed() < duration {
+        let reading = clock.now()?;
+        ensure!(reading.status == Status::Synchronized, "reading {count} is {}", reading.status);
+        ensure!(reading.latest() >= last.earliest(), "reading {count} says it is before the one before: {reading:?}");
+        last = reading;
+        count += 1;
+    }
+    println!("{count} readings");
+    Ok(())
 }
 
 fn truth(magic: &str, limit: Duration) -> Result<()> {
