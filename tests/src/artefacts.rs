@@ -66,19 +66,20 @@ impl Artefacts {
 }
 
 fn boot(cache: &Cache) -> Result<(PathBuf, String)> {
-    let hypervisor = packages::candidate(HYPERVISOR)?;
-    let mut kernel = packages::kernel()?;
-    if known(&kernel.release)?.as_ref() != Some(&kernel.version) {
-        // The archive holds the newest kernel only, and lists on this machine may be as old as its headers.
-        let step = Step::begin("Upgrading the kernel's headers");
-        packages::update()?;
-        packages::apt_install(&["linux-headers-amd64"])?;
-        kernel = packages::kernel()?;
-        step.done();
-    }
+    let versions = || Ok::<_, anyhow::Error>((packages::kernel()?, packages::candidate(HYPERVISOR)?));
+    let (kernel, hypervisor) = versions()?;
     let modules = DOM0_MODULES.join(" ");
-    let inputs = [kernel.version.as_str(), &hypervisor, INITRAMFS_INIT, &modules];
-    let path = cache.entry("boot", &inputs, |dir| {
+    if let Some(path) = cache.get("boot", &[&kernel.version, &hypervisor, INITRAMFS_INIT, &modules]) {
+        return Ok((path, kernel.release));
+    }
+    // The archive holds the newest kernel only: the headers here, and what this machine knows of the archive, may be
+    // older.
+    let step = Step::begin("Looking for the newest kernel and its headers");
+    packages::update()?;
+    packages::apt_install(&["linux-headers-amd64"])?;
+    let (kernel, hypervisor) = versions()?;
+    step.done();
+    let path = cache.entry("boot", &[&kernel.version, &hypervisor, INITRAMFS_INIT, &modules], |dir| {
         let step = Step::begin(format!("Fetching Linux {} and Xen {hypervisor}", kernel.release));
         let image = format!("linux-image-{}", kernel.release);
         let versions = [format!("{image}={}", kernel.version), format!("{HYPERVISOR}={hypervisor}")];
@@ -99,13 +100,6 @@ fn boot(cache: &Cache) -> Result<(PathBuf, String)> {
         Ok(())
     })?;
     Ok((path, kernel.release))
-}
-
-/// The version of the kernel of this release in the archive, as far as this machine knows.
-fn known(release: &str) -> Result<Option<String>> {
-    let image = format!("linux-image-{release}");
-    let policy = run("apt-cache", &expression("apt-cache", ["policy", &image]), LIMIT)?;
-    Ok(policy.lines().find_map(|line| line.trim().strip_prefix("Candidate: ")).map(str::to_owned))
 }
 
 fn dom0_initramfs(unpacked: &Path, release: &str) -> Result<Vec<u8>> {

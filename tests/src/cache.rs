@@ -26,15 +26,24 @@ impl Cache {
         Ok(Cache { root })
     }
 
-    /// The folder `name` for these inputs, made by `build` (which is given an empty folder) unless it is there.
-    /// Older folders of the same name are removed.
-    pub fn entry(&self, name: &str, inputs: &[&str], build: impl FnOnce(&Path) -> Result<()>) -> Result<PathBuf> {
+    /// The folder `name` for these inputs, if it is there.
+    pub fn get(&self, name: &str, inputs: &[&str]) -> Option<PathBuf> {
+        Some(self.path(name, inputs)).filter(|path| path.is_dir())
+    }
+
+    fn path(&self, name: &str, inputs: &[&str]) -> PathBuf {
         let mut hash = Sha256::new();
         for input in inputs {
             hash.update((input.len() as u64).to_le_bytes());
             hash.update(input);
         }
-        let entry = self.root.join(format!("{name}-{}", &format!("{:x}", hash.finalize())[..16]));
+        self.root.join(format!("{name}-{}", &format!("{:x}", hash.finalize())[..16]))
+    }
+
+    /// The folder `name` for these inputs, made by `build` (which is given an empty folder) unless it is there.
+    /// Older folders of the same name are removed.
+    pub fn entry(&self, name: &str, inputs: &[&str], build: impl FnOnce(&Path) -> Result<()>) -> Result<PathBuf> {
+        let entry = self.path(name, inputs);
         if entry.is_dir() {
             return Ok(entry);
         }

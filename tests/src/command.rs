@@ -59,10 +59,31 @@ pub fn output(what: &str, expression: &duct::Expression, limit: Duration) -> Res
     }
 }
 
-/// Kills a program that holds nothing worth saving, and waits for its end.
-pub fn kill(handle: &duct::Handle) {
-    let _ = handle.kill();
-    let _ = handle.wait();
+/// A program in the background that holds nothing worth saving: killed when this is dropped.
+pub struct Background(duct::Handle);
+
+impl Background {
+    /// Starts it.
+    pub fn start(what: &str, expression: &duct::Expression) -> Result<Background> {
+        Ok(Background(expression.start().with_context(|| format!("cannot start {what}"))?))
+    }
+
+    /// Its output and exit status, once it has ended.
+    pub fn ended(&self) -> Result<Option<Output>> {
+        Ok(self.0.try_wait()?.cloned())
+    }
+
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        self.0.pids()[0]
+    }
+}
+
+impl Drop for Background {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
 }
 
 /// Ends a program and what it started: asks first, so that it can clean up.

@@ -9,7 +9,7 @@ use radclock::page::Page;
 use radclock::time::Counter;
 use zerocopy::IntoBytes;
 
-use crate::command;
+use crate::command::{self, Background};
 use crate::guest::Guest;
 use crate::host::{COMMAND_LIMIT, Host};
 
@@ -21,11 +21,10 @@ const PAIRS: usize = 20;
 /// says what that is in UTC. Both pages are of the same generation.
 pub fn measure(host: &Host, guest: &Guest) -> Result<f64> {
     let recorder = host.expression("lab-probe wire 10000").stdout_capture().stderr_capture();
-    let recorder = recorder.start().context("cannot start ssh")?;
+    let recorder = Background::start("ssh", &recorder)?;
     let pairs = guest.output(&format!("lab-probe pairs {PAIRS}"), COMMAND_LIMIT)?;
     let pairs = command::success("lab-probe pairs", &pairs)?;
-    let recorded =
-        crate::wait::until("the record of pages", Duration::from_secs(60), || Ok(recorder.try_wait()?.cloned()))?;
+    let recorded = crate::wait::until("the record of pages", Duration::from_secs(60), || recorder.ended())?;
     let recorded = command::success("lab-probe wire", &recorded)?;
     let mut wire = BTreeMap::new();
     for line in recorded.lines() {

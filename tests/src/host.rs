@@ -11,7 +11,7 @@ use anyhow::{Context, Result, bail};
 
 use crate::artefacts::Artefacts;
 use crate::cache::RunDir;
-use crate::command::{self, expression};
+use crate::command::{self, Background, expression};
 use crate::ntp::NtpServer;
 use crate::payload::Payload;
 use crate::progress::Step;
@@ -31,8 +31,8 @@ pub const COMMAND_LIMIT: Duration = Duration::from_secs(120);
 /// A running host with its NTP server. All of it ends when dropped.
 pub struct Host {
     dir: PathBuf,
-    master: duct::Handle,
-    qemu: duct::Handle,
+    master: Background,
+    qemu: Background,
     ntp: NtpServer,
 }
 
@@ -51,15 +51,12 @@ impl Host {
         let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
         write_ssh_config(&dir, port)?;
         let qemu = start_qemu(artefacts, &disk, port, &dir)?;
-        let starting = Starting { qemu: &qemu, dir: &dir };
-        starting.wait_for_dom0(&step)?;
-        let master = ssh_expression(&dir, ["-M", "-N"], None)
-            .stderr_path(dir.join("ssh.log"))
-            .start()
-            .context("cannot start ssh")?;
+        wait_for_dom0(&qemu, &dir, &step)?;
+        let master = ssh_expression(&dir, ["-M", "-N"], None).stderr_path(dir.join("ssh.log"));
+        let master = Background::start("ssh", &master)?;
         let host = Host { dir, master, qemu, ntp };
         wait::until("Dom0's sshd", Duration::from_secs(60), || {
-            if host.master.try_wait()?.is_some() {
+            if host.master.ended()?.is_some() {
                 bail!("ssh ended:\n{}", fs::read_to_string(host.dir.join("ssh.log"))?);
             }
             Ok(host.dir.join("ssh").exists().then_some(()))
@@ -103,7 +100,7 @@ impl Host {
 
     /// QEMU's process id on the build machine.
     pub fn qemu_pid(&self) -> u32 {
-        self.qemu.pids()[0]
+        self.qemu.pid()
     }
 
     /// For a person: `ssh -F` this file `dom0`.
@@ -118,42 +115,27 @@ impl Host {
     }
 }
 
-impl Drop for Host {
-    fn drop(&mut self) {
-        command::kill(&self.master);
-        command::kill(&self.qemu);
-    }
-}
-
-/// A host of which only QEMU is there.
-struct Starting<'a> {
-    qemu: &'a duct::Handle,
-    dir: &'a Path,
-}
-
-impl Starting<'_> {
-    fn wait_for_dom0(&self, step: &Step) -> Result<()> {
-        let booted = wait::until("Dom0", BOOT_LIMIT, || {
-            if self.qemu.try_wait()?.is_some() {
-                bail!("QEMU ended:\n{}", fs::read_to_string(self.dir.join("qemu.log"))?);
-            }
-            let log = console_log(self.dir)?;
-            step.detail(log.lines().last().unwrap_or_default());
-            Ok(log.contains("lab: ready").then_some(()))
-        });
-        booted.inspect_err(|_| command::kill(self.qemu)).with_context(|| {
-            let log = console_log(self.dir).unwrap_or_default();
-            let lines: Vec<&str> = log.lines().collect();
-            format!("the host does not boot; its last words:\n{}", lines[lines.len().saturating_sub(30)..].join("\n"))
-        })
-    }
+fn wait_for_dom0(qemu: &Background, dir: &Path, step: &Step) -> Result<()> {
+    let booted = wait::until("Dom0", BOOT_LIMIT, || {
+        if qemu.ended()?.is_some() {
+            bail!("QEMU ended:\n{}", fs::read_to_string(dir.join("qemu.log"))?);
+        }
+        let log = console_log(dir)?;
+        step.detail(log.lines().last().unwrap_or_default());
+        Ok(log.contains("lab: ready").then_some(()))
+    });
+    booted.with_context(|| {
+        let log = console_log(dir).unwrap_or_default();
+        let lines: Vec<&str> = log.lines().collect();
+        format!("the host does not boot; its last words:\n{}", lines[lines.len().saturating_sub(30)..].join("\n"))
+    })
 }
 
 fn console_log(dir: &Path) -> Result<String> {
     Ok(String::from_utf8_lossy(&fs::read(dir.join("console.log"))?).replace('\r', ""))
 }
 
-fn start_qemu(artefacts: &Artefacts, disk: &Path, port: u16, dir: &Path) -> Result<duct::Handle> {
+fn start_qemu(artefacts: &Artefacts, disk: &Path, port: u16, dir: &Path) -> Result<Background> {
     let show = |path: &Path| path.display().to_string();
     let log = dir.join("console.log");
     File::create(&log)?;
@@ -190,12 +172,8 @@ fn start_qemu(artefacts: &Artefacts, disk: &Path, port: u16, dir: &Path) -> Resu
         "-initrd".to_owned(),
         format!("{} {DOM0_OPTIONS},{}", show(&artefacts.kernel), show(&artefacts.initramfs)),
     ];
-    expression("qemu-system-x86_64", arguments)
-        .env("TMPDIR", dir)
-        .stderr_to_stdout()
-        .stdout_path(dir.join("qemu.log"))
-        .start()
-        .context("cannot start QEMU")
+    let qemu = expression("qemu-system-x86_64", arguments).env("TMPDIR", dir);
+    Background::start("QEMU", &qemu.stderr_to_stdout().stdout_path(dir.join("qemu.log")))
 }
 
 fn write_ssh_config(dir: &Path, port: u16) -> Result<()> {

@@ -5,14 +5,14 @@ use std::net::UdpSocket;
 use std::path::Path;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 
-use crate::command::{self, expression};
+use crate::command::{Background, expression};
 use crate::wait;
 
 /// A running server. It ends when dropped.
 pub struct NtpServer {
-    handle: duct::Handle,
+    process: Background,
     port: u16,
 }
 
@@ -31,14 +31,10 @@ impl NtpServer {
             format!("pidfile {}", dir.join("chronyd.pid").display()),
         ];
         let options = ["-d", "-x", "-U", "-u", "root"].map(str::to_owned).into_iter();
-        let handle = expression("chronyd", options.chain(configuration))
-            .stderr_to_stdout()
-            .stdout_path(&log)
-            .start()
-            .context("cannot start chronyd")?;
-        let server = NtpServer { handle, port };
+        let chronyd = expression("chronyd", options.chain(configuration)).stderr_to_stdout().stdout_path(&log);
+        let server = NtpServer { process: Background::start("chronyd", &chronyd)?, port };
         wait::until("chronyd to answer", Duration::from_secs(10), || {
-            if server.handle.try_wait()?.is_some() {
+            if server.process.ended()?.is_some() {
                 bail!("chronyd ended:\n{}", std::fs::read_to_string(&log)?);
             }
             server.answers()
@@ -64,11 +60,5 @@ impl NtpServer {
             .and_then(|_| socket.recv(&mut packet))
             .map_or(0, |length| if length == 48 { packet[1] } else { 0 });
         Ok((stratum == 1).then_some(()))
-    }
-}
-
-impl Drop for NtpServer {
-    fn drop(&mut self) {
-        command::kill(&self.handle);
     }
 }

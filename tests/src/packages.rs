@@ -64,7 +64,8 @@ pub fn update() -> Result<()> {
 /// Installs or upgrades packages.
 pub fn apt_install(packages: &[&str]) -> Result<()> {
     ensure!(nix::unistd::geteuid().is_root(), "run it as root: {} must be installed", packages.join(", "));
-    let arguments = ["install", "-qq", "-y", "--no-install-recommends"].iter().chain(packages);
+    let arguments =
+        ["install", "-qq", "-y", "--no-install-recommends", "-o", "DPkg::Lock::Timeout=300"].iter().chain(packages);
     let expression = expression("apt-get", arguments).env("DEBIAN_FRONTEND", "noninteractive");
     run("apt-get install", &expression, LIMIT).map(drop)
 }

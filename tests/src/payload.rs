@@ -165,6 +165,7 @@ fn build_c_example(library: &Path) -> Result<PathBuf> {
         "-I".into(),
         capi.join("include").into(),
         library.into(),
+        "-lm".into(),
     ]);
     run("cc", &expression("cc", arguments), LIMIT)?;
     Ok(program)

@@ -21,7 +21,7 @@ use nix::unistd::{Whence, lseek};
 use radclock::page::PAGE_SIZE;
 use radclock::time::Timestamp;
 
-use crate::command;
+use crate::command::{self, Background};
 use crate::host::Host;
 use crate::wait;
 
@@ -124,12 +124,12 @@ pub fn measure(host: &Host, duration: Duration, probe: impl FnOnce(&str) -> Resu
     let memory = Memory::of(host)?;
     let magic = random_magic()?;
     let arguments = format!("lab-probe truth {:016x}{:016x} {}", magic[1], magic[0], FIND_LIMIT.as_secs());
-    let probe = probe(&arguments)?.stdout_capture().stderr_capture().start().context("cannot start ssh")?;
+    let probe = Background::start("ssh", &probe(&arguments)?.stdout_capture().stderr_capture())?;
     let found = memory.find(magic);
     if found.is_err()
-        && let Some(output) = probe.try_wait()?
+        && let Some(output) = probe.ended()?
     {
-        command::success(&arguments, output)?;
+        command::success(&arguments, &output)?;
     }
     let map = memory.exchange(found?)?;
     // SAFETY: the mapping is a page long, aligned, and lives to the end of this function; the struct is all atomics.
@@ -138,7 +138,7 @@ pub fn measure(host: &Host, duration: Duration, probe: impl FnOnce(&str) -> Resu
     let samples = take_samples(exchange, duration);
     let after = RealTime::now();
     exchange.stop.store(1, Ordering::Relaxed);
-    let output = wait::until("the probe to end", FIND_LIMIT, || Ok(probe.try_wait()?.cloned()))?;
+    let output = wait::until("the probe to end", FIND_LIMIT, || probe.ended())?;
     command::success(&arguments, &output)?;
     evaluate(samples?, &before, &after)
 }
