@@ -126,10 +126,15 @@
  *                                        o Grant and port ended; the nodes of
  *                                          both sides are removed.
  *
- *   The frontend ends (driver unloaded):
+ *   The frontend ends (driver unloaded, guest shut down):
  *   Closing
  *   o Page unmapped, port unbound.
+ *                                        Closing
+ *                                        o A guest that shuts down waits for
+ *                                          this.
  *   Closed
+ *                                        Closed
+ *                                        o Grant and port ended.
  *                                        InitWait
  *                                        o New page-ref and event-channel; the
  *                                          frontend's state is set back to
@@ -139,6 +144,7 @@
  *   Connected                            Connected (stale)
  *                                        InitWait
  *                                        o New page-ref and event-channel.
+ *   Initialising
  *   o Old page unmapped and port
  *     unbound, new ones taken.
  *   Connected
