@@ -424,7 +424,44 @@ enum LocalPages {
     /// Without Xen: one page, over the counter that is synchronised.
     Local(PageFile),
     /// With Xen: the guests' page, and one over the TSC for Dom0's own programs.
-    Xen { wire: PageFile, vmclock: PageFile, counter: Arc<HostCounter>, relation: Option<Relation> },
+    Xen { wire: PageFile, vmclock: PageFile, counter: Arc<HostCounter>, line: Line },
+}
+
+/// What is known of the TSC against Xen's system time.
+enum Line {
+    None,
+    /// Where the first line starts.
+    Begun(Sample),
+    Drawn(Relation),
+}
+
+impl Line {
+    fn relation(&self) -> Option<&Relation> {
+        match self {
+            Line::Drawn(relation) => Some(relation),
+            _ => None,
+        }
+    }
+
+    /// Takes the next bracket; says when to take the next but one.
+    fn extend(&mut self, sample: Sample) -> Duration {
+        let relation = match std::mem::replace(self, Line::None) {
+            Line::None => None,
+            Line::Begun(start) => Relation::new(start, sample),
+            Line::Drawn(mut relation) => relation.update(sample).map(|()| relation),
+        };
+        match relation {
+            Some(relation) => {
+                let next = relation.look_again();
+                *self = Line::Drawn(relation);
+                next
+            }
+            None => {
+                *self = Line::Begun(sample);
+                FIRST_LINE
+            }
+        }
+    }
 }
 
 impl LocalPages {
@@ -432,9 +469,12 @@ impl LocalPages {
         let vmclock = run_dir.page("vmclock0")?;
         Ok(match **counter {
             HostCounter::Local(_) => LocalPages::Local(vmclock),
-            HostCounter::Xen(_) => {
-                LocalPages::Xen { wire: run_dir.page("wire0")?, vmclock, counter: Arc::clone(counter), relation: None }
-            }
+            HostCounter::Xen(_) => LocalPages::Xen {
+                wire: run_dir.page("wire0")?,
+                vmclock,
+                counter: Arc::clone(counter),
+                line: Line::None,
+            },
         })
     }
 
@@ -449,31 +489,27 @@ impl LocalPages {
     fn write(&self, keeper: &Keeper) {
         match self {
             LocalPages::Local(page) => page.write(&keeper.page),
-            LocalPages::Xen { wire, vmclock, relation, .. } => {
+            LocalPages::Xen { wire, vmclock, line, .. } => {
                 wire.write(&keeper.page);
-                vmclock.write(&over_tsc(&keeper.content, relation.as_ref()));
+                vmclock.write(&over_tsc(&keeper.content, line.relation()));
             }
         }
     }
 
     /// Takes the next bracket between the TSC and system time; says when to take the next.
     fn look(&mut self, keeper: &Keeper) -> Duration {
-        let LocalPages::Xen { vmclock, counter, relation, .. } = self else { return Duration::from_secs(3600) };
+        let LocalPages::Xen { vmclock, counter, line, .. } = self else { return Duration::from_secs(3600) };
         let HostCounter::Xen(system_time) = &**counter else { return Duration::from_secs(3600) };
-        let sample = match Sample::take(read_tsc, || system_time.now()) {
-            Ok(sample) => sample,
+        let next = match Sample::take(read_tsc, || system_time.now()) {
+            Ok(sample) => line.extend(sample),
             Err(error) => {
                 tracing::error!("cannot read Xen's system time: {error}");
-                *relation = None;
-                return TICK;
+                *line = Line::None;
+                TICK
             }
         };
-        if relation.as_mut().is_none_or(|relation| relation.update(sample).is_none()) {
-            std::thread::sleep(FIRST_LINE);
-            *relation = Sample::take(read_tsc, || system_time.now()).ok().and_then(|next| Relation::new(sample, next));
-        }
-        vmclock.write(&over_tsc(&keeper.content, relation.as_ref()));
-        relation.as_ref().map_or(TICK, Relation::look_again)
+        vmclock.write(&over_tsc(&keeper.content, line.relation()));
+        next
     }
 }
 
