@@ -242,3 +242,54 @@ fn evaluate(mut samples: Vec<Sample>, before: &RealTime, after: &RealTime) -> Re
         constant_offset_room: latest - earliest,
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A build machine whose TSC counts nanoseconds from 1000 s on.
+    fn real_time(tsc: u64) -> RealTime {
+        RealTime { tsc: 0.0, base: tsc, time: Timestamp::from_unix(1000 + tsc / 1_000_000_000, 0), uncertainty: 0.0 }
+    }
+
+    /// A reading at this TSC value, wrong by so much, in a bracket of so much.
+    fn sample(at: u64, error: u64, bracket: u64) -> Sample {
+        Sample {
+            asked: at - bracket / 2,
+            answered: at + bracket / 2,
+            time: Timestamp::from_unix(1000, at + error),
+            bound_ns: 500,
+            counter: at + 77,
+            synchronized: true,
+        }
+    }
+
+    fn truth(samples: Vec<Sample>) -> Truth {
+        evaluate(samples, &real_time(0), &real_time(2_000_000_000)).expect("enough samples")
+    }
+
+    #[test]
+    fn the_narrowest_bracket_gives_the_error() {
+        let mut samples: Vec<Sample> = (1..=100).map(|n| sample(n * 1_000_000, 300, 4000)).collect();
+        samples.push(sample(500_000, 200, 100));
+        let truth = truth(samples);
+        assert!((truth.error_ns - 200.0).abs() < 1.0 && (truth.uncertainty_ns - 50.0).abs() < 1.0, "{truth:?}");
+        assert!(truth.is_inside() && truth.constant_offset_room > 0, "{truth:?}");
+    }
+
+    #[test]
+    fn one_reading_outside_of_its_bound_for_certain_is_enough_to_fail() {
+        let mut samples: Vec<Sample> = (1..=100).map(|n| sample(n * 1_000_000, 100, 100)).collect();
+        samples.push(sample(500_000, 1000, 400));
+        let truth = truth(samples);
+        assert_eq!(truth.violations, 1);
+        assert!(!truth.is_inside());
+    }
+
+    #[test]
+    fn a_bracket_too_wide_to_tell_proves_nothing() {
+        let truth = truth((1..=100).map(|n| sample(n * 1_000_000, 400, 1000)).collect());
+        assert_eq!(truth.violations, 0);
+        assert!(!truth.is_inside(), "it may be outside: {truth:?}");
+    }
+}
