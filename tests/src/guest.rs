@@ -95,7 +95,11 @@ impl Guest<'_> {
         let old = self.domid()?;
         self.host.run(&format!("xl reboot {}", self.name))?;
         let what = format!("{} to reboot", self.name);
-        crate::wait::until(&what, COMMAND_LIMIT, || Ok(self.domid().is_ok_and(|domid| domid != old).then_some(())))
+        crate::wait::until(&what, COMMAND_LIMIT, || {
+            let Some(new) = self.domid().ok().filter(|domid| *domid != old) else { return Ok(None) };
+            let console = format!("xenstore-read /local/domain/{new}/console/tty");
+            Ok(self.host.output(&console, COMMAND_LIMIT)?.status.success().then_some(()))
+        })
     }
 
     /// Ends it at once, and waits until Xen knows nothing of it.
