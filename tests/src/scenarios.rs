@@ -31,7 +31,7 @@ scenarios! {
     agreement::ten_processes_in_a_guest_read_at_once,
     agreement::a_c_program_reads_the_clock_in_a_guest,
     daemon::guests_run_free_when_radclockd_is_killed_and_reconnect_when_it_is_back,
-    daemon::a_guest_that_was_there_first_gets_the_clock,
+    daemon::guests_that_were_there_first_get_the_clock_and_lose_it_with_a_clean_stop,
     guests::a_guest_created_twenty_times_leaves_nothing_behind,
     guests::a_rebooted_guest_gets_the_clock_again_and_leaves_nothing_behind,
     guests::an_unloaded_driver_can_be_loaded_again,

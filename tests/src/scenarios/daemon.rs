@@ -5,6 +5,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 
 use crate::guest::{Guest, Kind};
+use crate::host::Host;
 use crate::{Lab, demo, truth};
 
 /// `kill -9`: guests go on by what they have, with a bound that grows and holds, and need nobody to reconnect.
@@ -12,6 +13,7 @@ pub fn guests_run_free_when_radclockd_is_killed_and_reconnect_when_it_is_back(la
     let host = lab.boot()?;
     let configuration = format!("{}\n[clock]\nvalidity = 5\n", host.configuration());
     let guests = demo::synchronise_with(&host, &configuration)?;
+    let old_pages = guests.iter().map(|guest| page_ref(&host, guest)).collect::<Result<Vec<_>>>()?;
     host.stop_radclockd("KILL")?;
     for guest in &guests {
         guest.await_state("freerunning", 30)?;
@@ -23,10 +25,18 @@ pub fn guests_run_free_when_radclockd_is_killed_and_reconnect_when_it_is_back(la
         ensure!(later > first, "{}'s bound does not grow: {first} ns, then {later} ns", guest.name());
     }
     host.start_radclockd_with(&configuration)?;
-    for guest in &guests {
+    for (guest, old_page) in guests.iter().zip(old_pages) {
         guest.await_synchronized().with_context(|| host.radclockd_log().unwrap_or_default())?;
+        let page = page_ref(&host, guest)?;
+        ensure!(page != old_page, "{} is offered the dead daemon's grant {page}", guest.name());
     }
     Ok(())
+}
+
+/// The grant reference of the page that a guest is offered.
+fn page_ref(host: &Host, guest: &Guest) -> Result<String> {
+    let domid = guest.domid()?;
+    Ok(host.run(&format!("xenstore-read /local/domain/0/backend/radclock/{domid}/0/page-ref"))?.trim().to_owned())
 }
 
 /// The bound that the guest's clock claims now, ns.
@@ -35,17 +45,36 @@ fn bound(guest: &Guest) -> Result<u64> {
     reading["max_error_ns"].as_u64().with_context(|| format!("no max_error_ns in {reading}"))
 }
 
-/// The order of a host's start does not matter.
-pub fn a_guest_that_was_there_first_gets_the_clock(lab: &Lab) -> Result<()> {
+/// The order of a host's start does not matter, and a daemon that is stopped takes everything back: guests know that
+/// they have no clock, and nothing of it stays in Dom0. The next one serves them as the first did.
+pub fn guests_that_were_there_first_get_the_clock_and_lose_it_with_a_clean_stop(lab: &Lab) -> Result<()> {
     let host = lab.boot()?;
     let guests = [host.create("pv", Kind::Pv)?, host.create("pvh", Kind::Pvh)?];
     for guest in &guests {
         guest.await_boot()?;
         guest.await_state("unreadable", 5)?;
     }
-    host.start_radclockd()?;
-    for guest in &guests {
-        guest.await_synchronized()?;
+    // For both guests, but not for twice as many: the kernel refuses a page if those of before are still granted.
+    host.run("echo 3 > /sys/module/xen_gntalloc/parameters/limit")?;
+    let traces =
+        || host.run("xenstore-ls -f | sed 's/ = .*//'; lsevtchn 0 | wc -l; ls /run/radclock | grep sock || true");
+    let before = traces()?;
+    for _ in 0..2 {
+        host.start_radclockd()?;
+        for guest in &guests {
+            guest.await_synchronized()?;
+        }
+        host.stop_radclockd("TERM")?;
+        for guest in &guests {
+            guest.await_state("unreadable", 5)?;
+        }
+        let log = host.radclockd_log()?;
+        for guest in &guests {
+            let closing = format!("({}): Closing", guest.name());
+            ensure!(log.contains(&closing), "{} was not told:\n{log}", guest.name());
+        }
+        let after = traces()?;
+        ensure!(after == before, "the stopped daemon leaves\n{after}\nwhere there was\n{before}");
     }
     Ok(())
 }
