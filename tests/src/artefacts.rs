@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 
 use crate::cache::Cache;
-use crate::command::{expression, run};
+use crate::command::{expression, reading, run};
 use crate::initramfs::Initramfs;
 use crate::packages;
 use crate::progress::Step;
@@ -39,6 +39,8 @@ const LIMIT: Duration = Duration::from_secs(900);
 pub struct Artefacts {
     /// The kernel of Dom0 and of the guests.
     pub kernel: PathBuf,
+    /// The same unpacked, for the guests: Xen's tools take 10 s to unpack it in emulation.
+    pub unpacked_kernel: PathBuf,
     /// Its release.
     pub release: String,
     /// The hypervisor, unpacked: a multiboot ELF.
@@ -54,9 +56,17 @@ impl Artefacts {
     pub fn get(cache: &Cache) -> Result<Artefacts> {
         packages::install()?;
         let (boot, release) = boot(cache)?;
+        let kernel = boot.join("vmlinuz");
+        let unpacked = cache.entry("vmlinux", &[&boot.to_string_lossy()], |dir| {
+            let step = Step::begin("Unpacking the kernel");
+            unpack_kernel(&kernel, &dir.join("vmlinux"))?;
+            step.done();
+            Ok(())
+        })?;
         let root = root(cache)?;
         Ok(Artefacts {
-            kernel: boot.join("vmlinuz"),
+            kernel,
+            unpacked_kernel: unpacked.join("vmlinux"),
             release,
             xen: boot.join("xen"),
             initramfs: boot.join("initramfs"),
@@ -100,6 +110,21 @@ fn boot(cache: &Cache) -> Result<(PathBuf, String)> {
         Ok(())
     })?;
     Ok((path, kernel.release))
+}
+
+/// Takes the ELF image out of a bzImage, by the header of Linux's Documentation/arch/x86/boot.rst.
+fn unpack_kernel(kernel: &Path, to: &Path) -> Result<()> {
+    let image = fs::read(kernel)?;
+    let word = |at: usize| Some(u32::from_le_bytes(image.get(at..at + 4)?.try_into().ok()?) as usize);
+    let payload = || {
+        let setup_sectors = usize::from(*image.get(0x1f1)?);
+        let start = (setup_sectors + 1) * 512 + word(0x248)?;
+        image.get(start..start + word(0x24c)?)
+    };
+    let payload = payload().with_context(|| format!("{} is no bzImage", kernel.display()))?;
+    // The kernel's build appends the unpacked size to the stream.
+    let xz = reading("xz", ["-dc", "--single-stream"], payload).stdout_path(to);
+    run("xz", &xz, LIMIT).map(drop)
 }
 
 fn dom0_initramfs(unpacked: &Path, release: &str) -> Result<Vec<u8>> {

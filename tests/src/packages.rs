@@ -19,6 +19,7 @@ const NEEDED: &[&str] = &[
     "mmdebstrap",
     "openssh-client",
     "qemu-system-x86",
+    "xz-utils",
 ];
 
 const LIMIT: Duration = Duration::from_secs(900);

@@ -73,7 +73,7 @@ impl Payload {
         script(&tree.join("init"), include_str!("../dom0/init"))?;
         script(&tree.join("bin/guest-create"), include_str!("../dom0/guest-create"))?;
         fs::write(tree.join("authorized_keys"), authorized_keys)?;
-        fs::copy(&artefacts.kernel, tree.join("guest/vmlinuz"))?;
+        fs::copy(&artefacts.unpacked_kernel, tree.join("guest/vmlinux"))?;
         fs::write(tree.join("guest/initrd"), self.guest_initramfs()?)?;
         let disk = dir.join("lab.img");
         ext4_image(&tree, &disk, "256M")?;
