@@ -49,6 +49,11 @@ pub fn each_mistake_is_told_in_one_line(lab: &Lab) -> Result<()> {
         host.run(&format!("mv /tmp/{device} /dev/xen/"))?;
     }
 
+    host.run("mv /run/xenstored/socket /dev/xen/xenbus /tmp/")?;
+    check("radclockd --config /tmp/good.toml", "cannot reach XenStore")?;
+    check("radclock-ctl list", "nor can XenStore be read")?;
+    host.run("mv /tmp/socket /run/xenstored/ && mv /tmp/xenbus /dev/xen/")?;
+
     check("radclock-ctl attach 0", "radclockd is not running")?;
     let guest = host.create("pvh", Kind::Pvh)?;
     guest.await_boot()?;
