@@ -2,7 +2,7 @@
 //!
 //! [`artefacts`] (kernel, hypervisor, Dom0's root; cached) and [`payload`] (what this project builds; new in each run)
 //! → [`host`] (boots Xen with Dom0, runs commands there) → [`guest`] (guests, and commands in them) → [`truth`] (what a
-//! clock's error really is) and [`divergence`] (how far guests are from Dom0) → [`demo`] and [`scenarios`].
+//! clock's error really is) and [`divergence`] (how far guests are from Dom0) → [`demo`], [`scenarios`] and [`figures`].
 //!
 //! It holds no test of a single crate; those sit with what they test. Nothing here runs outside the lab.
 
@@ -11,6 +11,7 @@ pub mod cache;
 pub mod command;
 pub mod demo;
 pub mod divergence;
+pub mod figures;
 pub mod guest;
 pub mod host;
 pub mod initramfs;

@@ -10,7 +10,7 @@ use clap::{Parser, Subcommand};
 use lab::payload::Parts;
 use lab::progress::Step;
 use lab::scenarios::{self, SCENARIOS};
-use lab::{Lab, demo, packages, wait};
+use lab::{Lab, demo, figures, packages, wait};
 
 /// Real Xen hosts in QEMU.
 #[derive(Parser)]
@@ -25,6 +25,12 @@ enum Command {
     /// Show one clock in Dom0, a PV and a PVH guest, and what it is worth.
     Demo {
         /// Write what the table says to this file, too.
+        #[arg(long, value_name = "FILE")]
+        json: Option<PathBuf>,
+    },
+    /// Measure what a reading costs, and how late an update is visible in a guest.
+    Figures {
+        /// Write the figures to this file, too.
         #[arg(long, value_name = "FILE")]
         json: Option<PathBuf>,
     },
@@ -67,6 +73,7 @@ fn main() -> ExitCode {
 fn run(command: Command) -> Result<()> {
     match command {
         Command::Demo { json } => demo::run(&Lab::prepare(Parts::All)?, json.as_deref()),
+        Command::Figures { json } => figures::run(&Lab::prepare(Parts::All)?, json.as_deref()),
         Command::Install => packages::install(),
         Command::List => {
             for scenario in SCENARIOS {

@@ -18,7 +18,8 @@ const LIMIT: Duration = Duration::from_secs(1800);
 const DRIVER: &str = "xen-radclockfront.ko";
 
 /// Packages of the workspace whose programs run in the lab's domains.
-const PACKAGES: &[&str] = &["xen-backend", "xenstore-tools", "radclock-cli", "radclock-capi", "lab-agent"];
+const PACKAGES: &[&str] =
+    &["xen-backend", "xenstore-tools", "radclock-cli", "radclock-capi", "lab-agent", "lab-publisher"];
 /// The lab's own part of them.
 const BARE_PACKAGES: &[&str] = &["lab-agent"];
 
@@ -60,6 +61,11 @@ impl Payload {
         Ok(Payload { programs, driver })
     }
 
+    /// A program that was built; being linked statically, it runs on the build machine as well.
+    pub fn program(&self, name: &str) -> Result<&Path> {
+        self.programs.get(name).map(PathBuf::as_path).with_context(|| format!("no program {name} was built"))
+    }
+
     /// Writes the disk: `/lab` in Dom0. `authorized_keys` may log in there.
     pub fn write_disk(&self, artefacts: &Artefacts, authorized_keys: &str, dir: &Path) -> Result<PathBuf> {
         let tree = dir.join("lab");
@@ -96,7 +102,7 @@ impl Payload {
         initramfs.script("etc/setup", include_str!("../guest/setup"));
         initramfs.content("etc/inittab", include_str!("../guest/inittab"));
         for (name, path) in &self.programs {
-            if !["radclockd", "radclock-ctl"].contains(&name.as_str()) {
+            if !["radclockd", "radclock-ctl", "lab-publisher"].contains(&name.as_str()) {
                 initramfs.file(&format!("bin/{name}"), path)?;
             }
         }

@@ -53,3 +53,17 @@ pub struct Recorded {
     /// The beginning of the page.
     pub page: String,
 }
+
+/// The generation of the page that ends a series of updates; those before it carry the system time of their publication.
+pub const LAST_GENERATION: u64 = u64::MAX;
+
+/// An update as a guest saw it. All on Xen's system time, ns.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Update {
+    /// Its publication in Dom0.
+    pub published: u64,
+    /// When the clock could first be read with it.
+    pub seen: u64,
+    /// How wrong `seen` may be.
+    pub bound: u64,
+}

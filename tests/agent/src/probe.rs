@@ -1,17 +1,19 @@
 //! Looks at the shared clock from inside a domain, for the lab: what it reads as, in a form that the build machine can
 //! hold against the truth. Not a tool for users; `radclock` is.
 
+use std::hint::spin_loop;
+use std::mem::offset_of;
 use std::process::ExitCode;
-use std::sync::atomic::{Ordering, fence};
+use std::sync::atomic::{AtomicU64, Ordering, fence};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::{Parser, Subcommand};
-use lab_agent::{Exchange, Pair, Recorded};
+use lab_agent::{Exchange, LAST_GENERATION, Pair, Recorded, Update};
 use memmap2::{Mmap, MmapOptions};
 use radclock::clock::Status;
-use radclock::page::{PAGE_SIZE, Page};
+use radclock::page::{EXTENSION_OFFSET, Extension, PAGE_SIZE, Page};
 use radclock::seqcount::SharedPage;
 use xen_radclock::RadClock;
 use zerocopy::IntoBytes;
@@ -20,6 +22,8 @@ use zerocopy::IntoBytes;
 const USED: usize = 0x130;
 const SYSTEM_TIME: &str = "/sys/class/misc/vmclock0/system_time";
 const WIRE: &str = "/run/radclock/wire0";
+/// Looks at the page between two at the clock, a fraction of a second.
+const SPINS: u32 = 1 << 20;
 
 #[derive(Parser)]
 struct Arguments {
@@ -41,6 +45,8 @@ enum Command {
     Wire { milliseconds: u64 },
     /// Print what one reading costs, ns: the median of batches.
     Cost,
+    /// Watch the page without a pause until a series of updates has ended, and print when each was seen. Says when it begins.
+    Updates { seconds: u64 },
 }
 
 fn main() -> ExitCode {
@@ -51,6 +57,7 @@ fn main() -> ExitCode {
         Command::Pairs { count } => pairs(count),
         Command::Wire { milliseconds } => wire(Duration::from_millis(milliseconds)),
         Command::Cost => cost(),
+        Command::Updates { seconds } => updates(Duration::from_secs(seconds)),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -202,5 +209,42 @@ fn cost() -> Result<()> {
     }
     batches.sort_by(f64::total_cmp);
     println!("{:.0}", batches[BATCHES / 2]);
+    Ok(())
+}
+
+fn updates(limit: Duration) -> Result<()> {
+    const DEVICE: &str = "/dev/vmclock0";
+    const OFFSET: usize = EXTENSION_OFFSET + offset_of!(Extension, generation);
+    let clock = RadClock::open_path(DEVICE)?;
+    let map = map(DEVICE)?;
+    // SAFETY: within the page, aligned to 8, mapped as long as `map` lives, and only read.
+    let generation = unsafe { &*map.as_ptr().add(OFFSET).cast::<AtomicU64>() };
+    let start = Instant::now();
+    // Left by whoever kept the clock before.
+    let mut last = generation.load(Ordering::Acquire);
+    println!("watching");
+    let mut updates = Vec::new();
+    while last != LAST_GENERATION || updates.is_empty() {
+        let mut now = generation.load(Ordering::Acquire);
+        for _ in 0..SPINS {
+            if now != last {
+                break;
+            }
+            spin_loop();
+            now = generation.load(Ordering::Acquire);
+        }
+        if now == last {
+            ensure!(start.elapsed() < limit, "the series did not end within {} s", limit.as_secs());
+            continue;
+        }
+        last = now;
+        // Waits for the end of the write. Without a time: the page of a publisher that begins or ends.
+        let Ok(reading) = clock.now() else { continue };
+        let bound = reading.max_error.ceil_nanos() as u64;
+        updates.push(Update { published: now, seen: reading.time.as_nanos(), bound });
+    }
+    for update in &updates {
+        println!("{}", serde_json::to_string(update)?);
+    }
     Ok(())
 }
