@@ -28,6 +28,12 @@ use crate::wait;
 /// How many of the narrowest brackets are kept.
 const KEPT: usize = 15;
 const FIND_LIMIT: Duration = Duration::from_secs(60);
+/// A measurement goes on until it has so many readings, and a bracket so narrow, in counts of the build machine's TSC
+/// (some 10 µs): a build machine that is busy has neither at once.
+const ENOUGH_READINGS: usize = 1000;
+const NARROW_ENOUGH: u64 = 30_000;
+/// But for no longer than this.
+const MEASURE_LIMIT: Duration = Duration::from_secs(40);
 
 /// What was found of a domain's clock.
 #[derive(Clone, Copy, Debug)]
@@ -119,7 +125,7 @@ impl Memory {
     }
 }
 
-/// Measures for `duration`. `probe` starts `lab-probe` in the domain, with the arguments that are appended.
+/// Measures for `duration`, or longer if the build machine is busy. `probe` starts `lab-probe` in the domain, with the arguments that are appended.
 pub fn measure(host: &Host, duration: Duration, probe: impl FnOnce(&str) -> Result<duct::Expression>) -> Result<Truth> {
     let memory = Memory::of(host)?;
     let magic = random_magic()?;
@@ -153,8 +159,13 @@ fn random_magic() -> Result<[u64; 2]> {
 fn take_samples(exchange: &Exchange, duration: Duration) -> Result<Vec<Sample>> {
     let mut samples = Vec::new();
     let mut last = 0;
+    let mut narrowest = u64::MAX;
     let start = Instant::now();
-    while start.elapsed() < duration {
+    loop {
+        let enough = samples.len() >= ENOUGH_READINGS && narrowest <= NARROW_ENOUGH;
+        if start.elapsed() >= if enough { duration } else { MEASURE_LIMIT } {
+            break;
+        }
         wait::check()?;
         // The clock of the loop above is slower to read than an answer takes to arrive.
         for _ in 0..1000 {
@@ -170,6 +181,7 @@ fn take_samples(exchange: &Exchange, duration: Duration) -> Result<Vec<Sample>> 
                 continue;
             }
             last = asked;
+            narrowest = narrowest.min(answered - asked);
             let [secs, frac, bound_ns, counter, synchronized] = words;
             let time = Timestamp::new(secs, frac);
             samples.push(Sample { asked, answered, time, bound_ns, counter, synchronized: synchronized == 1 });
