@@ -10,14 +10,13 @@
 //! The crate krata-xenevtchn 0.0.25 is not used: its numbers for "bind an unbound port" and "unbind" are swapped, so
 //! the former fails with "not connected".
 
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
-use std::path::Path;
 
 use xen_sys::evtchn_port_t;
 
-use super::XenError;
+use super::{XenError, open_device};
 
 const DEVICE: &str = "/dev/xen/evtchn";
 const MODULE: &str = "xen-evtchn";
@@ -49,12 +48,12 @@ pub struct Port {
 impl Port {
     /// Says whether event channels can be had here at all.
     pub fn check() -> Result<(), XenError> {
-        open().map(drop)
+        open_device(DEVICE, MODULE).map(drop)
     }
 
     /// A new port for a domain. The domain has to exist.
     pub fn new(domid: u16) -> Result<Port, XenError> {
-        let handle = open()?;
+        let handle = open_device(DEVICE, MODULE)?;
         let request = BindUnboundPort { remote_domain: u32::from(domid) };
         // SAFETY: the kernel reads `request`, which is laid out as it expects.
         let port = unsafe { libc::ioctl(handle.as_raw_fd(), IOCTL_EVTCHN_BIND_UNBOUND_PORT, &raw const request) };
@@ -76,14 +75,6 @@ impl Port {
         let result = unsafe { libc::ioctl(self.handle.as_raw_fd(), IOCTL_EVTCHN_NOTIFY, &raw const request) };
         if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
     }
-}
-
-fn open() -> Result<File, XenError> {
-    OpenOptions::new()
-        .read(true)
-        .write(true)
-        .open(DEVICE)
-        .map_err(|source| XenError::open(Path::new(DEVICE), MODULE, source))
 }
 
 #[cfg(test)]

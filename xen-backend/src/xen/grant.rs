@@ -8,16 +8,14 @@
 //! The crate krata-xengnt 0.0.25 is not used: its request to allocate has the wrong size (20 bytes for 24, which
 //! the kernel refuses) and the halves of its page count swapped.
 
-use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::AsRawFd;
-use std::path::Path;
 
 use memmap2::{MmapOptions, MmapRaw};
 use radclock::page::PAGE_SIZE;
 use radclock::seqcount::SharedPage;
 
-use super::XenError;
+use super::{XenError, open_device};
 
 const DEVICE: &str = "/dev/xen/gntalloc";
 const MODULE: &str = "xen-gntalloc";
@@ -50,12 +48,12 @@ pub struct GrantedPage {
 impl GrantedPage {
     /// Says whether pages can be granted here at all.
     pub fn check() -> Result<(), XenError> {
-        open().map(drop)
+        open_device(DEVICE, MODULE).map(drop)
     }
 
     /// Grants a page of zeroes to a domain. Whether that exists is not checked.
     pub fn new(domid: u16) -> Result<GrantedPage, XenError> {
-        let file = open()?;
+        let file = open_device(DEVICE, MODULE)?;
         let mut request = AllocGref { domid, flags: READ_ONLY, count: 1, index: 0, gref: 0 };
         // SAFETY: the kernel reads and writes `request`, which is laid out as it expects for one page.
         let result = unsafe { libc::ioctl(file.as_raw_fd(), IOCTL_GNTALLOC_ALLOC_GREF, &raw mut request) };
@@ -85,14 +83,6 @@ impl GrantedPage {
         // accessed through this reference alone.
         unsafe { SharedPage::from_ptr(self.mapping.as_ptr()) }
     }
-}
-
-fn open() -> Result<File, XenError> {
-    OpenOptions::new()
-        .read(true)
-        .write(true)
-        .open(DEVICE)
-        .map_err(|source| XenError::open(Path::new(DEVICE), MODULE, source))
 }
 
 #[cfg(test)]

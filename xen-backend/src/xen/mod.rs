@@ -12,6 +12,7 @@ mod store;
 mod system_time;
 mod transaction;
 
+use std::fs::{File, OpenOptions};
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -71,6 +72,15 @@ pub enum XenError {
     /// A domain went away meanwhile.
     #[error("domain {0} is gone")]
     Gone(u16),
+}
+
+/// Opens one of Xen's device nodes, which `module` makes.
+fn open_device(path: &str, module: &'static str) -> Result<File, XenError> {
+    OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open(path)
+        .map_err(|source| XenError::open(Path::new(path), module, source))
 }
 
 impl XenError {

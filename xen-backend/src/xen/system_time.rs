@@ -4,7 +4,7 @@
 //! `/dev/xen/hypercall`, which the kernel neither swaps nor moves: to Xen a page that is not there just now is an
 //! error, not a page fault.
 
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
 use std::path::Path;
@@ -13,7 +13,7 @@ use std::sync::{Mutex, PoisonError};
 use memmap2::{MmapOptions, MmapRaw};
 use radclock::page::PAGE_SIZE;
 
-use super::{XenError, check_dom0};
+use super::{XenError, check_dom0, open_device};
 
 const PRIVCMD: &str = "/dev/xen/privcmd";
 const HYPERCALL_BUFFER: &str = "/dev/xen/hypercall";
@@ -50,9 +50,9 @@ impl SystemTime {
         check_dom0(Path::new("/"))?;
         let buffer = MmapOptions::new()
             .len(PAGE_SIZE)
-            .map_raw(&open(HYPERCALL_BUFFER)?)
+            .map_raw(&open_device(HYPERCALL_BUFFER, MODULE)?)
             .map_err(|source| XenError::device(HYPERCALL_BUFFER, "mapping a page", source))?;
-        let system_time = SystemTime { privcmd: open(PRIVCMD)?, buffer: Mutex::new(buffer) };
+        let system_time = SystemTime { privcmd: open_device(PRIVCMD, MODULE)?, buffer: Mutex::new(buffer) };
         system_time.now().map_err(|source| match source.raw_os_error() {
             // What a domain without privileges gets.
             Some(libc::EPERM | libc::ENOSYS) => XenError::NotDom0,
@@ -82,14 +82,6 @@ impl SystemTime {
         // SAFETY: as above; volatile, because the compiler does not see Xen write.
         Ok(unsafe { answer.read_volatile() })
     }
-}
-
-fn open(path: &str) -> Result<File, XenError> {
-    OpenOptions::new()
-        .read(true)
-        .write(true)
-        .open(path)
-        .map_err(|source| XenError::open(Path::new(path), MODULE, source))
 }
 
 #[cfg(test)]
