@@ -3,6 +3,7 @@
 //! [`artefacts`] (kernel, hypervisor, Dom0's root; cached) and [`payload`] (what this project builds; new in each run)
 //! → [`host`] (boots Xen with Dom0, runs commands there) → [`guest`] (guests, and commands in them) → [`truth`] (what a
 //! clock's error really is) and [`divergence`] (how far guests are from Dom0) → [`demo`], [`scenarios`] and [`figures`].
+//! [`experiments`] end in a [`report`] with plots ([`plot`]); not all of them need a host.
 //!
 //! It holds no test of a single crate; those sit with what they test. Nothing here runs outside the lab.
 
@@ -11,6 +12,7 @@ pub mod cache;
 pub mod command;
 pub mod demo;
 pub mod divergence;
+pub mod experiments;
 pub mod figures;
 pub mod guest;
 pub mod host;
@@ -18,8 +20,10 @@ pub mod initramfs;
 pub mod ntp;
 pub mod packages;
 pub mod payload;
+pub mod plot;
 pub mod progress;
 pub mod radclockd;
+pub mod report;
 pub mod scenarios;
 pub mod truth;
 pub mod wait;

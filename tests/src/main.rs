@@ -10,7 +10,7 @@ use clap::{Parser, Subcommand};
 use lab::payload::Parts;
 use lab::progress::Step;
 use lab::scenarios::{self, SCENARIOS};
-use lab::{Lab, demo, figures, packages, wait};
+use lab::{Lab, demo, experiments, figures, packages, wait};
 
 /// Real Xen hosts in QEMU.
 #[derive(Parser)]
@@ -27,6 +27,19 @@ enum Command {
         /// Write what the table says to this file, too.
         #[arg(long, value_name = "FILE")]
         json: Option<PathBuf>,
+    },
+    /// Run an experiment and write its report; without NAME, list the experiments.
+    Experiment {
+        name: Option<String>,
+        /// Write report.md, its plots and figures.json into this folder [default: experiments/NAME where cargo builds].
+        #[arg(long, value_name = "DIR", requires = "name")]
+        out: Option<PathBuf>,
+        /// A run of a few minutes.
+        #[arg(long, requires = "name")]
+        quick: bool,
+        /// Use the traces in this folder (*.stamps), too; for the experiment `accuracy`. May be given several times.
+        #[arg(long, value_name = "DIR", requires = "name")]
+        traces: Vec<PathBuf>,
     },
     /// Measure what a reading costs, and how late an update is visible in a guest.
     Figures {
@@ -73,6 +86,9 @@ fn main() -> ExitCode {
 fn run(command: Command) -> Result<()> {
     match command {
         Command::Demo { json } => demo::run(&Lab::prepare(Parts::All)?, json.as_deref()),
+        Command::Experiment { name, out, quick, traces } => {
+            experiments::run(name.as_deref(), out.as_deref(), &experiments::Options { quick, traces })
+        }
         Command::Figures { json } => figures::run(&Lab::prepare(Parts::All)?, json.as_deref()),
         Command::Install => packages::install(),
         Command::List => {

@@ -14,6 +14,7 @@ const NEEDED: &[&str] = &[
     "busybox-static",
     "chrony",
     "e2fsprogs",
+    "fonts-dejavu-core",
     "kmod",
     "linux-headers-amd64",
     "mmdebstrap",
