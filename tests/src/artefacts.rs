@@ -16,7 +16,7 @@ use crate::progress::Step;
 const HYPERVISOR: &str = "xen-hypervisor-4.17-amd64";
 
 /// Debian packages in Dom0, besides the essential ones.
-const DOM0_PACKAGES: &[&str] = &["xen-utils-4.17", "openssh-server", "iproute2", "procps", "busybox-static"];
+const DOM0_PACKAGES: &[&str] = &["xen-utils-4.17", "openssh-server", "iproute2", "procps", "busybox-static", "socat", "chrony"];
 
 /// Kernel modules that Dom0 loads before its root is there, those they depend on left out.
 const DOM0_MODULES: &[&str] = &[

@@ -8,6 +8,9 @@ use anyhow::{Context, Result};
 use crate::command;
 use crate::host::{COMMAND_LIMIT, Host};
 
+/// For a migration under load, on a build machine that does other things too.
+const MIGRATION_LIMIT: Duration = Duration::from_secs(240);
+
 /// How a guest is virtualised.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
@@ -42,7 +45,7 @@ impl Host {
     }
 }
 
-impl Guest<'_> {
+impl<'host> Guest<'host> {
     /// Its name.
     pub fn name(&self) -> &str {
         &self.name
@@ -100,6 +103,23 @@ impl Guest<'_> {
             let console = format!("xenstore-read /local/domain/{new}/console/tty");
             Ok(self.host.output(&console, COMMAND_LIMIT)?.status.success().then_some(()))
         })
+    }
+
+    /// The host that it runs on.
+    pub fn host(&self) -> &'host Host {
+        self.host
+    }
+
+    /// Moves it to another host of its pair, live. If that fails it is still on this one, running or not.
+    pub fn migrate(&mut self, to: &'host Host) -> Result<()> {
+        let shell = format!("migrate {}", self.name);
+        let output = self.host.output(&shell, MIGRATION_LIMIT)?;
+        command::success(&shell, &output).with_context(|| {
+            let log = to.run("tail -n 20 /var/log/xen/migrate-receive.log").unwrap_or_default();
+            format!("{} does not migrate; the receiver said:\n{log}", self.name)
+        })?;
+        self.host = to;
+        Ok(())
     }
 
     /// Ends it at once, and waits until Xen knows nothing of it.

@@ -1,10 +1,12 @@
 //! A Xen host: QEMU in emulation with Xen 4.17 and a Debian Dom0. Commands go to Dom0 over ssh on loopback.
+//! Two hosts can be a [`Pair`], joined by a network between which guests migrate.
 
 use std::ffi::OsString;
 use std::fs::{self, File};
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::Output;
+use std::rc::Rc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -20,10 +22,15 @@ use crate::wait;
 /// Eagerly switched, because QEMU 7.2 lets XSAVE and XRSTOR pass while CR0.TS is set, so that Xen's lazy switching (its
 /// default on AMD) hands one process's vector registers to another.
 const XEN_OPTIONS: &str =
-    "console=com1 com1=115200,8n1 dom0_mem=1200M,max:1200M spec-ctrl=no,eager-fpu guest_loglvl=all";
+    "console=com1 com1=115200,8n1 dom0_mem=1200M,max:1200M bootscrub=0 spec-ctrl=no,eager-fpu guest_loglvl=all";
 const DOM0_OPTIONS: &str = "console=hvc0 quiet net.ifnames=0 panic=-1 mitigations=off";
 /// Without smap and smep, which Xen's Dom0 does not survive in QEMU 7.2; without la57, pku and pks for speed.
 const CPU: &str = "max,-smap,-smep,-la57,-pku,-pks";
+const MEMORY: &str = "4G";
+/// Of each of two: enough for Dom0 and a handful of guests.
+const PAIR_MEMORY: &str = "2560M";
+/// Of the network between two hosts, whose packets never leave the build machine: fewer of them, less emulation.
+const LINK_MTU: u16 = 65_000;
 const BOOT_LIMIT: Duration = Duration::from_secs(180);
 /// For a command in Dom0 that names no other limit.
 pub const COMMAND_LIMIT: Duration = Duration::from_secs(120);
@@ -33,15 +40,47 @@ pub struct Host {
     dir: PathBuf,
     master: Background,
     qemu: Background,
-    ntp: NtpServer,
+    ntp: Rc<NtpServer>,
 }
 
-impl Host {
-    /// Boots a host, up to a Dom0 that takes commands, and starts an NTP server for it on the build machine.
-    pub fn boot(artefacts: &Artefacts, payload: &Payload, run: &RunDir) -> Result<Host> {
-        let dir = run.host_dir()?;
-        let step = Step::begin("Booting Xen and Dom0");
-        let ntp = NtpServer::start(&dir)?;
+/// Two running hosts with one NTP server, and a network between them on which the first is 10.9.0.1, the second 10.9.0.2.
+///
+/// They differ as machines do: in when they were booted, and in the rate of Xen's system time, see [`SECOND_RATE_PPB`].
+pub struct Pair {
+    /// The first.
+    pub first: Host,
+    /// The second.
+    pub second: Host,
+}
+
+/// How fast the platform timer of a pair's second host runs, parts in 10⁹: as apart as two real ones may be.
+pub const SECOND_RATE_PPB: i64 = 40_000;
+
+/// What makes a host one of a pair.
+struct Link {
+    /// 1 or 2.
+    number: u8,
+    /// Where the sockets of both ends are.
+    dir: PathBuf,
+    /// How fast its platform timer runs, parts in 10⁹, and what makes it do so.
+    rate: Option<(i64, PathBuf)>,
+}
+
+/// A host on its way up.
+struct Booting {
+    dir: PathBuf,
+    qemu: Background,
+    ntp: Rc<NtpServer>,
+}
+
+impl Booting {
+    fn start(
+        artefacts: &Artefacts,
+        payload: &Payload,
+        dir: PathBuf,
+        ntp: Rc<NtpServer>,
+        link: Option<&Link>,
+    ) -> Result<Booting> {
         let key = dir.join("key");
         let keygen =
             ["-q", "-t", "ed25519", "-N", "", "-f"].map(OsString::from).into_iter().chain([key.clone().into()]);
@@ -50,8 +89,13 @@ impl Host {
         // Free now; nobody else on this machine is likely to take it within the second.
         let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
         write_ssh_config(&dir, port)?;
-        let qemu = start_qemu(artefacts, &disk, port, &dir)?;
-        wait_for_dom0(&qemu, &dir, &step)?;
+        let qemu = start_qemu(artefacts, &disk, port, &dir, link)?;
+        Ok(Booting { dir, qemu, ntp })
+    }
+
+    fn finish(self, step: &Step) -> Result<Host> {
+        let Booting { dir, qemu, ntp } = self;
+        wait_for_dom0(&qemu, &dir, step)?;
         let master = ssh_expression(&dir, ["-M", "-N"], None).stderr_path(dir.join("ssh.log"));
         let master = Background::start("ssh", &master)?;
         let host = Host { dir, master, qemu, ntp };
@@ -61,6 +105,47 @@ impl Host {
             }
             Ok(host.dir.join("ssh").exists().then_some(()))
         })?;
+        Ok(host)
+    }
+}
+
+impl Pair {
+    /// Boots two hosts at once, up to Dom0s that take commands and reach each other.
+    pub fn boot(artefacts: &Artefacts, payload: &Payload, run: &RunDir) -> Result<Pair> {
+        let step = Step::begin("Booting two hosts");
+        let ntp = Rc::new(NtpServer::start(run.path())?);
+        let shim = build_rate_shim(run.path())?;
+        let rates = [None, Some((SECOND_RATE_PPB, shim))];
+        let mut booting = Vec::new();
+        for (number, rate) in (1..).zip(rates) {
+            let link = Link { number, dir: run.path().to_owned(), rate };
+            booting.push(Booting::start(artefacts, payload, run.host_dir()?, Rc::clone(&ntp), Some(&link))?);
+        }
+        let mut hosts = booting.into_iter().map(|booting| booting.finish(&step));
+        let (Some(first), Some(second)) = (hosts.next(), hosts.next()) else { unreachable!("two were started") };
+        let pair = Pair { first: first?, second: second? };
+        step.done();
+        Ok(pair)
+    }
+
+    /// Both.
+    pub fn hosts(&self) -> [&Host; 2] {
+        [&self.first, &self.second]
+    }
+
+    /// The one that `host` is not.
+    pub fn other(&self, host: &Host) -> &Host {
+        if std::ptr::eq(host, &self.first) { &self.second } else { &self.first }
+    }
+}
+
+impl Host {
+    /// Boots a host, up to a Dom0 that takes commands, and starts an NTP server for it on the build machine.
+    pub fn boot(artefacts: &Artefacts, payload: &Payload, run: &RunDir) -> Result<Host> {
+        let step = Step::begin("Booting Xen and Dom0");
+        let dir = run.host_dir()?;
+        let ntp = Rc::new(NtpServer::start(&dir)?);
+        let host = Booting::start(artefacts, payload, dir, ntp, None)?.finish(&step)?;
         step.done();
         Ok(host)
     }
@@ -135,11 +220,26 @@ fn console_log(dir: &Path) -> Result<String> {
     Ok(String::from_utf8_lossy(&fs::read(dir.join("console.log"))?).replace('\r', ""))
 }
 
-fn start_qemu(artefacts: &Artefacts, disk: &Path, port: u16, dir: &Path) -> Result<Background> {
+/// Builds what gives QEMU a timer with a rate of its own.
+fn build_rate_shim(dir: &Path) -> Result<PathBuf> {
+    let (source, shim) = (dir.join("rate.c"), dir.join("rate.so"));
+    fs::write(&source, include_str!("../qemu/rate.c"))?;
+    let arguments = ["-shared", "-fPIC", "-O2", "-Wall", "-Werror", "-o"].map(OsString::from);
+    let arguments = arguments.into_iter().chain([shim.clone().into(), source.into()]);
+    command::run("cc", &expression("cc", arguments), COMMAND_LIMIT)?;
+    Ok(shim)
+}
+
+fn start_qemu(artefacts: &Artefacts, disk: &Path, port: u16, dir: &Path, link: Option<&Link>) -> Result<Background> {
     let show = |path: &Path| path.display().to_string();
     let log = dir.join("console.log");
     File::create(&log)?;
-    let arguments = [
+    let memory = if link.is_some() { PAIR_MEMORY } else { MEMORY };
+    let dom0_options = match link {
+        None => DOM0_OPTIONS.to_owned(),
+        Some(link) => format!("{DOM0_OPTIONS} lab_host={}", link.number),
+    };
+    let mut arguments = vec![
         "-nodefaults".to_owned(),
         "-display".to_owned(),
         "none".to_owned(),
@@ -148,9 +248,9 @@ fn start_qemu(artefacts: &Artefacts, disk: &Path, port: u16, dir: &Path) -> Resu
         "-machine".to_owned(),
         "pc,memory-backend=ram".to_owned(),
         "-object".to_owned(),
-        "memory-backend-memfd,id=ram,size=4G,share=on".to_owned(),
+        format!("memory-backend-memfd,id=ram,size={memory},share=on"),
         "-m".to_owned(),
-        "4G".to_owned(),
+        memory.to_owned(),
         // With a second CPU Xen compares their TSCs each second, and is milliseconds wrong whenever the build machine has
         // not kept both running just then.
         "-smp".to_owned(),
@@ -170,9 +270,22 @@ fn start_qemu(artefacts: &Artefacts, disk: &Path, port: u16, dir: &Path) -> Resu
         "-append".to_owned(),
         XEN_OPTIONS.to_owned(),
         "-initrd".to_owned(),
-        format!("{} {DOM0_OPTIONS},{}", show(&artefacts.kernel), show(&artefacts.initramfs)),
+        format!("{} {dom0_options},{}", show(&artefacts.kernel), show(&artefacts.initramfs)),
     ];
-    let qemu = expression("qemu-system-x86_64", arguments).env("TMPDIR", dir);
+    if let Some(link) = link {
+        let end = |number| link.dir.join(format!("link{number}")).display().to_string();
+        let (here, there) = (end(link.number), end(3 - link.number));
+        arguments.extend([
+            "-netdev".to_owned(),
+            format!("dgram,id=link,local.type=unix,local.path={here},remote.type=unix,remote.path={there}"),
+            "-device".to_owned(),
+            format!("virtio-net-pci,netdev=link,mac=52:54:00:00:09:{:02x},host_mtu={LINK_MTU}", link.number),
+        ]);
+    }
+    let mut qemu = expression("qemu-system-x86_64", arguments).env("TMPDIR", dir);
+    if let Some((rate, shim)) = link.and_then(|link| link.rate.as_ref()) {
+        qemu = qemu.env("LD_PRELOAD", shim).env("LAB_RATE_PPB", rate.to_string());
+    }
     Background::start("QEMU", &qemu.stderr_to_stdout().stdout_path(dir.join("qemu.log")))
 }
 

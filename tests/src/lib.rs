@@ -32,7 +32,7 @@ use anyhow::Result;
 
 use artefacts::Artefacts;
 use cache::{Cache, RunDir};
-use host::Host;
+use host::{Host, Pair};
 use payload::{Parts, Payload};
 
 /// All that it takes to boot hosts.
@@ -54,5 +54,10 @@ impl Lab {
     /// Boots a host, up to a Dom0 that takes commands.
     pub fn boot(&self) -> Result<Host> {
         Host::boot(&self.artefacts, &self.payload, &self.run)
+    }
+
+    /// Boots two hosts between which guests can migrate. One pair a lab.
+    pub fn boot_pair(&self) -> Result<Pair> {
+        Pair::boot(&self.artefacts, &self.payload, &self.run)
     }
 }

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Result, bail};
 use clap::{Parser, Subcommand};
+use lab::host::Host;
 use lab::payload::Parts;
 use lab::progress::Step;
 use lab::scenarios::{self, SCENARIOS};
@@ -69,6 +70,9 @@ enum Command {
         /// Start neither radclockd nor guests.
         #[arg(long)]
         idle: bool,
+        /// Boot two hosts, and give the shell in the first one's Dom0; guests migrate with `migrate NAME`.
+        #[arg(long)]
+        two: bool,
     },
 }
 
@@ -98,7 +102,8 @@ fn run(command: Command) -> Result<()> {
             Ok(())
         }
         Command::Run { name, bare } => run_scenarios(&name, parts(bare)),
-        Command::Shell { bare, stay, idle } => shell(parts(bare), stay, idle),
+        Command::Shell { bare, stay, idle, two: false } => shell(parts(bare), stay, idle),
+        Command::Shell { bare, stay, idle, two: true } => shell_of_two(parts(bare), stay, idle),
     }
 }
 
@@ -137,20 +142,46 @@ fn shell(parts: Parts, stay: bool, idle: bool) -> Result<()> {
     match parts {
         _ if idle => {}
         Parts::All => drop(demo::synchronise(&host)?),
-        Parts::Bare => {
-            let step = Step::begin("Starting a PV and a PVH guest");
-            for (name, kind) in demo::GUESTS {
-                host.create(name, kind)?.await_boot()?;
-            }
-            step.done();
+        Parts::Bare => start_guests(&host)?,
+    }
+    describe("Dom0:     ", &host);
+    if stay { stay_until_interrupted() } else { host.shell() }
+}
+
+fn shell_of_two(parts: Parts, stay: bool, idle: bool) -> Result<()> {
+    let lab = Lab::prepare(parts)?;
+    let pair = lab.boot_pair()?;
+    match parts {
+        _ if idle => {}
+        Parts::All => {
+            pair.second.start_radclockd()?;
+            demo::synchronise(&pair.first)?;
+            pair.second.await_synchronized()?;
         }
+        Parts::Bare => start_guests(&pair.first)?,
     }
-    eprintln!("Dom0:      ssh -F {} dom0", host.ssh_config().display());
+    describe("1st Dom0: ", &pair.first);
+    describe("2nd Dom0: ", &pair.second);
+    eprintln!("           to the other host, in either: migrate pvh");
+    if stay { stay_until_interrupted() } else { pair.first.shell() }
+}
+
+fn start_guests(host: &Host) -> Result<()> {
+    let step = Step::begin("Starting a PV and a PVH guest");
+    for (name, kind) in demo::GUESTS {
+        host.create(name, kind)?.await_boot()?;
+    }
+    step.done();
+    Ok(())
+}
+
+fn describe(title: &str, host: &Host) {
+    eprintln!("{title} ssh -F {} dom0", host.ssh_config().display());
     eprintln!("           a guest's command: guest pvh 'COMMAND'; the NTP server: 10.0.2.2 port {}", host.ntp_port());
-    eprintln!("Console:   {}", host.ssh_config().with_file_name("console.log").display());
-    if !stay {
-        return host.shell();
-    }
+    eprintln!("           console: {}", host.ssh_config().with_file_name("console.log").display());
+}
+
+fn stay_until_interrupted() -> Result<()> {
     eprintln!("Ctrl-C ends it.");
     while wait::check().is_ok() {
         thread::sleep(Duration::from_millis(200));

@@ -78,6 +78,7 @@ impl Payload {
         }
         script(&tree.join("init"), include_str!("../dom0/init"))?;
         script(&tree.join("bin/guest-create"), include_str!("../dom0/guest-create"))?;
+        script(&tree.join("bin/migrate"), include_str!("../dom0/migrate"))?;
         fs::write(tree.join("authorized_keys"), authorized_keys)?;
         fs::copy(&artefacts.unpacked_kernel, tree.join("guest/vmlinux"))?;
         fs::write(tree.join("guest/initrd"), self.guest_initramfs()?)?;
