@@ -16,7 +16,8 @@ use crate::progress::Step;
 const HYPERVISOR: &str = "xen-hypervisor-4.17-amd64";
 
 /// Debian packages in Dom0, besides the essential ones.
-const DOM0_PACKAGES: &[&str] = &["xen-utils-4.17", "openssh-server", "iproute2", "procps", "busybox-static", "socat", "chrony"];
+const DOM0_PACKAGES: &[&str] =
+    &["xen-utils-4.17", "openssh-server", "iproute2", "procps", "busybox-static", "socat", "chrony"];
 
 /// Kernel modules that Dom0 loads before its root is there, those they depend on left out.
 const DOM0_MODULES: &[&str] = &[
@@ -30,7 +31,12 @@ const DOM0_MODULES: &[&str] = &[
     "xen-gntdev",
     "xen-gntalloc",
     "xen-privcmd",
+    "bridge",
+    "xen-netback",
 ];
+
+/// What a guest with a network needs; it depends on nothing.
+const GUEST_NETWORK: &str = "xen-netfront.ko";
 
 const INITRAMFS_INIT: &str = include_str!("../dom0/initramfs-init");
 const LIMIT: Duration = Duration::from_secs(900);
@@ -47,6 +53,8 @@ pub struct Artefacts {
     pub xen: PathBuf,
     /// Dom0's initramfs.
     pub initramfs: PathBuf,
+    /// The guests' network driver.
+    pub netfront: PathBuf,
     /// Dom0's root, an ext4 image. Never written to.
     pub root: PathBuf,
 }
@@ -70,6 +78,7 @@ impl Artefacts {
             release,
             xen: boot.join("xen"),
             initramfs: boot.join("initramfs"),
+            netfront: boot.join(GUEST_NETWORK),
             root: root.join("root.img"),
         })
     }
@@ -79,6 +88,9 @@ fn boot(cache: &Cache) -> Result<(PathBuf, String)> {
     let versions = || Ok::<_, anyhow::Error>((packages::kernel()?, packages::candidate(HYPERVISOR)?));
     let (kernel, hypervisor) = versions()?;
     let modules = DOM0_MODULES.join(" ");
+    let inputs = |kernel: &packages::Kernel, hypervisor: &str| {
+        [&kernel.version, hypervisor, INITRAMFS_INIT, &modules, GUEST_NETWORK].map(str::to_owned)
+    };
     if let Some(path) = cache.get("boot", &[&kernel.version, &hypervisor, INITRAMFS_INIT, &modules]) {
         return Ok((path, kernel.release));
     }
