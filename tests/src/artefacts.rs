@@ -36,7 +36,7 @@ const DOM0_MODULES: &[&str] = &[
 ];
 
 /// What a guest with a network needs; it depends on nothing.
-const GUEST_NETWORK: &str = "xen-netfront.ko";
+const GUEST_NETWORK: &str = "kernel/drivers/net/xen-netfront.ko";
 
 const INITRAMFS_INIT: &str = include_str!("../dom0/initramfs-init");
 const LIMIT: Duration = Duration::from_secs(900);
@@ -78,7 +78,7 @@ impl Artefacts {
             release,
             xen: boot.join("xen"),
             initramfs: boot.join("initramfs"),
-            netfront: boot.join(GUEST_NETWORK),
+            netfront: boot.join(file_name(GUEST_NETWORK)),
             root: root.join("root.img"),
         })
     }
@@ -87,10 +87,7 @@ impl Artefacts {
 fn boot(cache: &Cache) -> Result<(PathBuf, String)> {
     let versions = || Ok::<_, anyhow::Error>((packages::kernel()?, packages::candidate(HYPERVISOR)?));
     let (kernel, hypervisor) = versions()?;
-    let modules = DOM0_MODULES.join(" ");
-    let inputs = |kernel: &packages::Kernel, hypervisor: &str| {
-        [&kernel.version, hypervisor, INITRAMFS_INIT, &modules, GUEST_NETWORK].map(str::to_owned)
-    };
+    let modules = format!("{} {GUEST_NETWORK}", DOM0_MODULES.join(" "));
     if let Some(path) = cache.get("boot", &[&kernel.version, &hypervisor, INITRAMFS_INIT, &modules]) {
         return Ok((path, kernel.release));
     }
@@ -117,6 +114,8 @@ fn boot(cache: &Cache) -> Result<(PathBuf, String)> {
         let gzip = ["-dc".into(), unpacked.join("boot/xen-4.17-amd64.gz")];
         run("gzip", &expression("gzip", gzip).stdout_path(dir.join("xen")), LIMIT)?;
         fs::write(dir.join("initramfs"), dom0_initramfs(&unpacked, &kernel.release)?)?;
+        let netfront = unpacked.join("lib/modules").join(&kernel.release).join(GUEST_NETWORK);
+        fs::copy(&netfront, dir.join(file_name(GUEST_NETWORK))).with_context(|| netfront.display().to_string())?;
         fs::remove_dir_all(&unpacked)?;
         step.done();
         Ok(())

@@ -113,13 +113,14 @@ impl Pair {
     /// Boots two hosts at once, up to Dom0s that take commands and reach each other.
     pub fn boot(artefacts: &Artefacts, payload: &Payload, run: &RunDir) -> Result<Pair> {
         let step = Step::begin("Booting two hosts");
-        let ntp = Rc::new(NtpServer::start(run.path())?);
-        let shim = build_rate_shim(run.path())?;
-        let rates = [None, Some((SECOND_RATE_PPB, shim))];
+        let dirs = [run.host_dir()?, run.host_dir()?];
+        let shared = dirs[0].clone();
+        let ntp = Rc::new(NtpServer::start(&shared)?);
+        let rates = [None, Some((SECOND_RATE_PPB, build_rate_shim(&shared)?))];
         let mut booting = Vec::new();
-        for (number, rate) in (1..).zip(rates) {
-            let link = Link { number, dir: run.path().to_owned(), rate };
-            booting.push(Booting::start(artefacts, payload, run.host_dir()?, Rc::clone(&ntp), Some(&link))?);
+        for ((number, dir), rate) in (1..).zip(dirs).zip(rates) {
+            let link = Link { number, dir: shared.clone(), rate };
+            booting.push(Booting::start(artefacts, payload, dir, Rc::clone(&ntp), Some(&link))?);
         }
         let mut hosts = booting.into_iter().map(|booting| booting.finish(&step));
         let (Some(first), Some(second)) = (hosts.next(), hosts.next()) else { unreachable!("two were started") };
