@@ -3,6 +3,7 @@
 //! What the clock says is the library's business ([`xen_radclock`]); here it is put into words, or JSON.
 
 mod bench;
+mod discipline;
 mod format;
 mod show;
 mod watch;
@@ -38,7 +39,12 @@ enum Command {
     Watch(watch::Args),
     /// Measure what a reading costs, beside clock_gettime and rdtscp
     Bench(bench::Args),
+    /// Keep the system's clock (CLOCK_REALTIME) on the shared clock
+    Discipline(discipline::Args),
 }
+
+/// The exit status if somebody else adjusts the system's clock.
+const CONFLICT: u8 = 3;
 
 /// Why the command did not do what it was asked, with what to do about it.
 #[derive(Debug, thiserror::Error)]
@@ -47,6 +53,8 @@ enum Failure {
     Open(#[from] OpenError),
     #[error("{0}; {hint}", hint = read_hint(.0))]
     Read(#[from] ReadError),
+    #[error(transparent)]
+    Discipline(#[from] discipline::Error),
     #[error("cannot write the output: {0}")]
     Output(#[from] io::Error),
 }
@@ -89,7 +97,8 @@ fn main() -> ExitCode {
         Err(Failure::Output(error)) if error.kind() == ErrorKind::BrokenPipe => ExitCode::SUCCESS,
         Err(failure) => {
             eprintln!("radclock: {failure}");
-            ExitCode::FAILURE
+            let conflict = matches!(&failure, Failure::Discipline(error) if error.is_conflict());
+            if conflict { ExitCode::from(CONFLICT) } else { ExitCode::FAILURE }
         }
     }
 }
@@ -104,6 +113,7 @@ fn run(args: &Args) -> Result<ExitCode, Failure> {
         Command::Status => return show::status(&clock, args.json),
         Command::Watch(watch) => watch::run(&clock, watch, args.json)?,
         Command::Bench(bench) => bench::run(&clock, bench, args.json)?,
+        Command::Discipline(discipline) => discipline::run(&clock, discipline)?,
     }
     Ok(ExitCode::SUCCESS)
 }
