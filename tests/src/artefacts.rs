@@ -17,7 +17,7 @@ const HYPERVISOR: &str = "xen-hypervisor-4.17-amd64";
 
 /// Debian packages in Dom0, besides the essential ones.
 const DOM0_PACKAGES: &[&str] =
-    &["xen-utils-4.17", "openssh-server", "iproute2", "procps", "busybox-static", "socat", "chrony"];
+    &["xen-utils-4.17", "openssh-server", "iproute2", "procps", "busybox-static", "socat", "chrony", "nftables"];
 
 /// Kernel modules that Dom0 loads before its root is there, those they depend on left out.
 const DOM0_MODULES: &[&str] = &[
@@ -33,6 +33,9 @@ const DOM0_MODULES: &[&str] = &[
     "xen-privcmd",
     "bridge",
     "xen-netback",
+    "nft_chain_nat",
+    "nft_masq",
+    "nft_nat",
 ];
 
 /// What a guest with a network needs; it depends on nothing.
