@@ -27,6 +27,7 @@
 #include <linux/platform_device.h>
 #include <linux/random.h>
 #include <linux/slab.h>
+#include <linux/timekeeping.h>
 #include <linux/uaccess.h>
 #include <linux/version.h>
 #include <linux/workqueue.h>
@@ -86,6 +87,17 @@ struct radclock_hvm_get_time {
 
 #define FRONTEND_DIR		"device/radclock/0"
 
+/* The steps from a resume, or the load, to the clock: resume_timing. */
+enum radclock_phase {
+	RADCLOCK_WOKEN,		/* the first callback */
+	RADCLOCK_NODES,		/* the backend's nodes read */
+	RADCLOCK_MAPPED,
+	RADCLOCK_PUBLISHED,	/* parameters in the page that processes see */
+	RADCLOCK_BOUND,		/* the event channel */
+	RADCLOCK_CONNECTED,	/* the backend told */
+	RADCLOCK_PHASES
+};
+
 /* One consistent look at a vCPU's record. */
 struct radclock_sample {
 	struct radclock_time_info info;
@@ -95,8 +107,9 @@ struct radclock_sample {
 };
 
 struct radclock {
-	struct mutex lock;	/* all of this struct, and writing to page */
+	struct mutex lock;	/* what follows, and writing to page */
 	struct delayed_work work;
+	struct work_struct resume_work;
 	struct platform_device *pdev;
 	enum cpuhp_state cpuhp;
 
@@ -115,6 +128,10 @@ struct radclock {
 	struct xenbus_device *xdev;
 	bool suspended;		/* nothing is to be mapped */
 	bool resumed;		/* xdev is to be looked after */
+
+	unsigned int resumes;	/* or suspends that failed */
+	u64 resume_start;	/* by ktime_get_raw_ns() */
+	u64 phases[RADCLOCK_PHASES];	/* ns from there, 0: not reached */
 
 	/* The connection; mapping is NULL without one. */
 	struct page *mapping;
@@ -244,6 +261,35 @@ static bool radclock_sample(struct radclock_sample *sample)
 	else if (!err && (s64)(xen.now - sample->system_time) > 0)
 		sample->disagreement = xen.now - sample->system_time;
 	return true;
+}
+
+/*
+ * How long a resume takes
+ */
+
+static void radclock_start_timing(struct radclock *rc, u64 start)
+{
+	rc->resume_start = start;
+	memset(rc->phases, 0, sizeof(rc->phases));
+}
+
+/* A phase counts the first time that it is reached. */
+static void radclock_reached(struct radclock *rc, enum radclock_phase phase)
+{
+	if (!rc->phases[phase])
+		rc->phases[phase] = ktime_get_raw_ns() - rc->resume_start;
+}
+
+/* When vCPU 0 ran first in a domain that was made by a restore. */
+static u64 radclock_domain_start(void)
+{
+	struct vcpu_runstate_info state;
+	u64 now = ktime_get_raw_ns();
+
+	if (HYPERVISOR_vcpu_op(VCPUOP_get_runstate_info, xen_vcpu_nr(0), &state))
+		return now;
+	return now - state.time[RUNSTATE_running] - state.time[RUNSTATE_runnable] -
+	       state.time[RUNSTATE_blocked];
 }
 
 /*
@@ -546,6 +592,7 @@ static u64 radclock_update(struct radclock *rc)
 	if (!valid)
 		status = RADCLOCK_STATUS_FREERUNNING;
 	radclock_publish(rc, status, &clock, valid);
+	radclock_reached(rc, RADCLOCK_PUBLISHED);
 	rc->published = true;
 	rc->info = now.info;
 	rc->tsc = now.tsc;
@@ -613,36 +660,61 @@ static void radclock_disconnect(struct radclock *rc)
 	rc->mapping = NULL;
 }
 
-/* Takes what the backend offers, unless it is what we have. */
-static void radclock_connect(struct radclock *rc)
+/* Whether there is a page and a port in this state of the backend. */
+static bool radclock_offered(enum xenbus_state state)
+{
+	return state == XenbusStateInitWait || state == XenbusStateInitialised ||
+	       state == XenbusStateConnected;
+}
+
+/*
+ * Takes what the backend in @dir offers, unless it is what we have. Processes get
+ * the clock from the page alone, which says its version itself, so that comes
+ * first: each question to XenStore takes a while.
+ */
+static void radclock_connect(struct radclock *rc, const char *dir)
 {
 	struct xenbus_device *xdev = rc->xdev;
 	u32 version, page_ref, port;
 	int err;
 
-	err = xenbus_gather(XBT_NIL, xdev->otherend, "version", "%u", &version,
-			    "page-ref", "%u", &page_ref, "event-channel", "%u", &port, NULL);
+	err = xenbus_gather(XBT_NIL, dir, "page-ref", "%u", &page_ref, NULL);
 	if (err) {
-		xenbus_dev_error(xdev, err, "reading version, page-ref and event-channel");
-		return;
-	}
-	if (version != RADCLOCK_PROTOCOL_VERSION) {
-		xenbus_dev_error(xdev, -EPROTO, "protocol version %u, only %u is known", version,
-				 RADCLOCK_PROTOCOL_VERSION);
-		xenbus_switch_state(xdev, XenbusStateClosed);
+		xenbus_dev_error(xdev, err, "reading page-ref");
 		return;
 	}
 	if (rc->mapping) {
+		port = xenbus_read_unsigned(dir, "event-channel", 0);
 		if (page_ref == rc->page_ref && port == rc->port)
 			return;
 		/* The page goes on from the last copy meanwhile. */
 		radclock_disconnect(rc);
 		xenbus_switch_state(xdev, XenbusStateInitialising);
 	}
+	radclock_reached(rc, RADCLOCK_NODES);
 
 	err = radclock_map(rc, page_ref);
 	if (err) {
 		xenbus_dev_error(xdev, err, "mapping page-ref %u", page_ref);
+		return;
+	}
+	radclock_reached(rc, RADCLOCK_MAPPED);
+	radclock_refresh_wire(rc);
+	radclock_update(rc);
+
+	err = xenbus_gather(XBT_NIL, dir, "version", "%u", &version, "event-channel", "%u", &port,
+			    NULL);
+	if (err) {
+		xenbus_dev_error(xdev, err, "reading version and event-channel");
+		radclock_disconnect(rc);
+		goto queue;
+	}
+	if (version != RADCLOCK_PROTOCOL_VERSION) {
+		xenbus_dev_error(xdev, -EPROTO, "protocol version %u, only %u is known", version,
+				 RADCLOCK_PROTOCOL_VERSION);
+		radclock_disconnect(rc);
+		radclock_disrupt(rc);
+		xenbus_switch_state(xdev, XenbusStateClosed);
 		return;
 	}
 	err = bind_interdomain_evtchn_to_irqhandler_lateeoi(xdev, port, radclock_event, 0,
@@ -650,17 +722,26 @@ static void radclock_connect(struct radclock *rc)
 	if (err < 0) {
 		xenbus_dev_error(xdev, err, "binding event-channel %u", port);
 		radclock_disconnect(rc);
-		return;
+		goto queue;
 	}
 	rc->irq = err;
 	rc->port = port;
+	radclock_reached(rc, RADCLOCK_BOUND);
 
 	err = xenbus_printf(XBT_NIL, xdev->nodename, "version", "%u", RADCLOCK_PROTOCOL_VERSION);
 	if (err)
 		xenbus_dev_error(xdev, err, "writing version");
+	/*
+	 * Written even if it stands there, after a suspend that was cancelled: it
+	 * tells the backend that the guest goes on.
+	 */
+	xdev->state = XenbusStateInitialising;
 	xenbus_switch_state(xdev, XenbusStateConnected);
-	mod_delayed_work(system_freezable_wq, &rc->work, 0);
+	radclock_reached(rc, RADCLOCK_CONNECTED);
 	dev_info(&xdev->dev, "connected to domain %d\n", xdev->otherend_id);
+queue:
+	/* What the backend wrote before the port was bound came without an event. */
+	mod_delayed_work(system_freezable_wq, &rc->work, 0);
 }
 
 /*
@@ -675,15 +756,10 @@ static void radclock_backend_changed(struct xenbus_device *xdev, enum xenbus_sta
 	if (rc->xdev != xdev || rc->suspended)
 		goto out;
 
-	switch (state) {
-	case XenbusStateInitWait:
-	case XenbusStateInitialised:
-	case XenbusStateConnected:
-		radclock_connect(rc);
-		break;
-	case XenbusStateUnknown:
-	case XenbusStateClosing:
-	case XenbusStateClosed:
+	if (radclock_offered(state)) {
+		radclock_connect(rc, xdev->otherend);
+	} else if (state == XenbusStateUnknown || state == XenbusStateClosing ||
+		   state == XenbusStateClosed) {
 		if (rc->mapping) {
 			dev_info(&xdev->dev, "the backend closes\n");
 			radclock_disconnect(rc);
@@ -692,9 +768,6 @@ static void radclock_backend_changed(struct xenbus_device *xdev, enum xenbus_sta
 			radclock_disrupt(rc);
 		if (state != XenbusStateUnknown)
 			xenbus_frontend_closed(xdev);
-		break;
-	default:
-		break;
 	}
 out:
 	mutex_unlock(&rc->lock);
@@ -747,6 +820,47 @@ static struct xenbus_driver radclock_driver = {
 	.allow_rebind = true,
 	.not_essential = true,
 };
+
+/*
+ * Takes the offer of a backend that attached before this domain ran again, so
+ * that processes find the clock when they are thawed. XenBus asks the same, later
+ * and device by device; whatever is missing here is left to it.
+ */
+static void radclock_reconnect(struct radclock *rc)
+{
+	unsigned int domid;
+	char *dir;
+
+	dir = xenbus_read(XBT_NIL, FRONTEND_DIR, "backend", NULL);
+	if (IS_ERR(dir))
+		return;
+	/* The path says what backend-id says, which would be another question. */
+	if (sscanf(dir, "/local/domain/%u/", &domid) == 1 && domid == rc->xdev->otherend_id &&
+	    radclock_offered(xenbus_read_unsigned(dir, "state", XenbusStateUnknown)))
+		radclock_connect(rc, dir);
+	kfree(dir);
+}
+
+static void radclock_resume_work(struct work_struct *work)
+{
+	struct radclock *rc = &radclock;
+	unsigned int cpu;
+
+	/* Xen does not carry them over to another domain. */
+	cpus_read_lock();
+	for_each_online_cpu(cpu)
+		radclock_register_time_area(cpu);
+	cpus_read_unlock();
+
+	mutex_lock(&rc->lock);
+	if (rc->suspended) {
+		rc->suspended = false;
+		WRITE_ONCE(rc->resumed, true);
+		if (rc->xdev)
+			radclock_reconnect(rc);
+	}
+	mutex_unlock(&rc->lock);
+}
 
 /*
  * After a suspend that was cancelled nobody calls a XenBus driver. After one that
@@ -813,6 +927,9 @@ static void radclock_work(struct work_struct *work)
 	bool changed = false;
 	u64 interval;
 
+	/* Frozen until the end of a suspend: this one failed before it began. */
+	if (READ_ONCE(rc->suspended))
+		radclock_resume_work(NULL);
 	if (READ_ONCE(rc->resumed) && radclock_after_resume(rc))
 		WRITE_ONCE(rc->resumed, false);
 
@@ -857,30 +974,62 @@ static int radclock_freeze(struct device *dev)
 	rc->suspended = true;
 	radclock_disconnect(rc);
 	radclock_disrupt(rc);
+	rc->resumes++;
+	radclock_start_timing(rc, ktime_get_raw_ns());
 	mutex_unlock(&rc->lock);
-	return 0;
-}
-
-static int radclock_thaw(struct device *dev)
-{
-	struct radclock *rc = &radclock;
-	unsigned int cpu;
-
-	/* Xen does not carry them over to another domain. */
-	cpus_read_lock();
-	for_each_online_cpu(cpu)
-		radclock_register_time_area(cpu);
-	cpus_read_unlock();
-
-	mutex_lock(&rc->lock);
-	rc->suspended = false;
-	WRITE_ONCE(rc->resumed, true);
-	mutex_unlock(&rc->lock);
+	/* For when processes run again, whatever becomes of the suspend. */
 	mod_delayed_work(system_freezable_wq, &rc->work, 0);
 	return 0;
 }
 
-static DEFINE_SIMPLE_DEV_PM_OPS(radclock_pm_ops, radclock_freeze, radclock_thaw);
+/*
+ * XenStore cannot be asked yet. The work's first question waits for it, and is
+ * then answered while the kernel registers its watches anew and resumes other
+ * devices. No lock here: whoever holds it may be waiting for XenStore, and nobody
+ * else reaches a phase before the work has run.
+ */
+static void radclock_wake(struct radclock *rc, u64 start)
+{
+	radclock_start_timing(rc, start);
+	radclock_reached(rc, RADCLOCK_WOKEN);
+	queue_work(system_highpri_wq, &rc->resume_work);
+}
+
+static int radclock_restore_early(struct device *dev)
+{
+	radclock_wake(&radclock, radclock_domain_start());
+	return 0;
+}
+
+static int radclock_thaw_early(struct device *dev)
+{
+	radclock_wake(&radclock, ktime_get_raw_ns());
+	return 0;
+}
+
+/* Processes are thawed after this. */
+static int radclock_thaw(struct device *dev)
+{
+	struct radclock *rc = &radclock;
+
+	/* A suspend that ended before its last steps skips the early callbacks. */
+	if (READ_ONCE(rc->suspended))
+		queue_work(system_highpri_wq, &rc->resume_work);
+	flush_work(&rc->resume_work);
+	return 0;
+}
+
+static const struct dev_pm_ops radclock_pm_ops = {
+	.suspend = radclock_freeze,
+	.freeze = radclock_freeze,
+	.poweroff = radclock_freeze,
+	.resume_early = radclock_thaw_early,
+	.thaw_early = radclock_thaw_early,
+	.restore_early = radclock_restore_early,
+	.resume = radclock_thaw,
+	.thaw = radclock_thaw,
+	.restore = radclock_thaw,
+};
 
 static struct platform_driver radclock_platform_driver = {
 	.driver = {
@@ -904,8 +1053,34 @@ static ssize_t system_time_show(struct device *dev, struct device_attribute *att
 }
 static DEVICE_ATTR_RO(system_time);
 
+static ssize_t resume_timing_show(struct device *dev, struct device_attribute *attr, char *buf)
+{
+	static const char * const names[RADCLOCK_PHASES] = {
+		[RADCLOCK_WOKEN] = "woken",
+		[RADCLOCK_NODES] = "nodes",
+		[RADCLOCK_MAPPED] = "mapped",
+		[RADCLOCK_PUBLISHED] = "published",
+		[RADCLOCK_BOUND] = "bound",
+		[RADCLOCK_CONNECTED] = "connected",
+	};
+	struct radclock *rc = &radclock;
+	unsigned int i;
+	int len;
+
+	mutex_lock(&rc->lock);
+	len = sysfs_emit(buf, "resumes %u\n", rc->resumes);
+	for (i = 0; i < RADCLOCK_PHASES; i++) {
+		if (rc->phases[i])
+			len += sysfs_emit_at(buf, len, "%s %llu\n", names[i], rc->phases[i]);
+	}
+	mutex_unlock(&rc->lock);
+	return len;
+}
+static DEVICE_ATTR_RO(resume_timing);
+
 static struct attribute *radclock_attrs[] = {
 	&dev_attr_system_time.attr,
+	&dev_attr_resume_timing.attr,
 	NULL
 };
 ATTRIBUTE_GROUPS(radclock);
@@ -969,6 +1144,8 @@ static int __init radclock_init(void)
 
 	mutex_init(&rc->lock);
 	INIT_DELAYED_WORK(&rc->work, radclock_work);
+	INIT_WORK(&rc->resume_work, radclock_resume_work);
+	radclock_start_timing(rc, ktime_get_raw_ns());
 	rc->page = (struct radclock_page *)get_zeroed_page(GFP_KERNEL);
 	if (!rc->page)
 		return -ENOMEM;
@@ -1015,6 +1192,7 @@ unregister_pdev:
 unregister_platform_driver:
 	platform_driver_unregister(&radclock_platform_driver);
 remove_cpuhp:
+	cancel_work_sync(&rc->resume_work);
 	cancel_delayed_work_sync(&rc->work);
 	cpuhp_remove_state(rc->cpuhp);
 free_page:
@@ -1031,6 +1209,7 @@ static void __exit radclock_exit(void)
 	misc_deregister(&radclock_misc);
 	platform_device_unregister(rc->pdev);
 	platform_driver_unregister(&radclock_platform_driver);
+	cancel_work_sync(&rc->resume_work);
 	cancel_delayed_work_sync(&rc->work);
 	cpuhp_remove_state(rc->cpuhp);
 	free_page((unsigned long)rc->page);
