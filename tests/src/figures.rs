@@ -142,7 +142,7 @@ fn update_latency(lab: &Lab, host: &Host, guest: &Guest, guests: usize) -> Resul
     let watcher = Background::start("ssh", &watcher)?;
     let lines = || Ok::<_, anyhow::Error>(fs::read_to_string(&seen)?.lines().map(str::to_owned).collect::<Vec<_>>());
     wait::until("the guest to watch its page", COMMAND_LIMIT, || Ok((!lines()?.is_empty()).then_some(())))?;
-    let publish = format!("lab-publisher {UPDATES} {guests}");
+    let publish = format!("lab-publisher series {UPDATES} {guests}");
     let published = command::success(&publish, &host.output(&publish, SERIES_LIMIT)?)?;
     let published = published.lines().map(str::parse).collect::<Result<Vec<u64>, _>>().context("lab-publisher")?;
     let output = wait::until("the guest to have seen the updates", SERIES_LIMIT, || watcher.ended())?;

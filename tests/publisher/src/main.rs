@@ -1,15 +1,18 @@
-//! Publishes updates to all guests in `radclockd`'s place and by its code, for measuring how long one takes. The clock
-//! that it publishes is Xen's system time itself, and the generation of each page is the instant of its publication.
-//! So a guest that meets a new generation reads on the clock how late it is. Prints these instants, a line each. Follows no server: `radclockd` does.
+//! Publishes updates to all guests in `radclockd`'s place and by its code: a series of them, for measuring how long one
+//! takes, or `radclockd`'s own clock hundreds of times a second, so that whatever happens in a guest happens in the midst of one.
+//! Follows no server: `radclockd` does.
 
+use std::fs::File;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, bail};
-use clap::Parser;
+use anyhow::{Context, Result, bail};
+use clap::{Parser, Subcommand};
 use lab_agent::LAST_GENERATION;
+use memmap2::MmapOptions;
 use radclock::clock::{Clock, Period, Status};
-use radclock::page::{Content, CounterId, Flags, Page};
+use radclock::page::{Content, CounterId, Flags, PAGE_SIZE, Page};
+use radclock::seqcount::SharedPage;
 use radclock::time::{Counter, NANOS_PER_SEC, Timestamp};
 use xen_backend::xen::{GuestPolicy, Guests, SystemTime};
 
@@ -17,18 +20,34 @@ const CONNECT_LIMIT: Duration = Duration::from_secs(60);
 const VALID_NANOS: u64 = 60 * NANOS_PER_SEC;
 const HOST_ID: [u8; 16] = *b"lab's publisher ";
 
+const WIRE: &str = "/run/radclock/wire0";
+const RAPID_PAUSE: Duration = Duration::from_millis(2);
+
 #[derive(Parser)]
 struct Arguments {
-    /// How many updates.
-    updates: u32,
-    /// How many guests are connected before the first.
-    guests: usize,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// The clock is Xen's system time itself, and the generation of each page is the instant of its publication, so a
+    /// guest that meets a new generation reads on the clock how late it is. Prints these instants, a line each.
+    Series {
+        /// How many updates.
+        updates: u32,
+        /// How many guests are connected before the first.
+        guests: usize,
+    },
+    /// The clock of the radclockd that runs here and offers it to no guest, every 2 ms with another reference instant.
+    /// Prints how many updates there were.
+    Rapid { seconds: u64 },
 }
 
 fn main() -> ExitCode {
-    let arguments = Arguments::parse();
+    let command = Arguments::parse().command;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    match runtime.map_err(Into::into).and_then(|runtime| runtime.block_on(run(&arguments))) {
+    match runtime.map_err(Into::into).and_then(|runtime| runtime.block_on(run(command))) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("lab-publisher: {error:#}");
@@ -37,14 +56,21 @@ fn main() -> ExitCode {
     }
 }
 
-async fn run(arguments: &Arguments) -> Result<()> {
+async fn run(command: Command) -> Result<()> {
+    match command {
+        Command::Series { updates, guests } => series(updates, guests).await,
+        Command::Rapid { seconds } => rapid(Duration::from_secs(seconds)).await,
+    }
+}
+
+async fn series(updates: u32, connected: usize) -> Result<()> {
     let system_time = SystemTime::open()?;
     let guests = Guests::start(GuestPolicy::All, HOST_ID, "lab".to_owned(), page(0, None)).await?;
-    await_connected(&guests, arguments.guests).await?;
+    await_connected(&guests, connected).await?;
     // The reader in the guest waits for a clock that has no time yet, then for the first update.
     tokio::time::sleep(Duration::from_secs(1)).await;
     let mut published = Vec::new();
-    for update in 0..arguments.updates {
+    for update in 0..updates {
         let now = system_time.now()?;
         published.push(now);
         guests.publish(&page(now, Some(clock(now))));
@@ -59,6 +85,44 @@ async fn run(arguments: &Arguments) -> Result<()> {
         println!("{instant}");
     }
     Ok(())
+}
+
+async fn rapid(duration: Duration) -> Result<()> {
+    let system_time = SystemTime::open()?;
+    // SAFETY: the file is a page of tmpfs that stays as long as it is mapped; it is read through atomics.
+    let map = unsafe { MmapOptions::new().len(PAGE_SIZE).map(&File::open(WIRE).context(WIRE)?)? };
+    // SAFETY: a mapping is aligned to pages and lives as long as the reference.
+    let wire = unsafe { SharedPage::from_ptr(map.as_ptr()) };
+    let first = wire.snapshot()?;
+    let host_id = first.ext.host_id;
+    let mut generation = first.ext.generation.get();
+    let guests = Guests::start(GuestPolicy::All, host_id, "lab".to_owned(), first).await?;
+    let start = Instant::now();
+    let mut updates = 0u64;
+    while start.elapsed() < duration {
+        generation += 1;
+        updates += 1;
+        guests.publish(&rebased(&wire.snapshot()?, system_time.now()?, generation)?);
+        tokio::time::sleep(RAPID_PAUSE).await;
+    }
+    guests.shutdown().await;
+    println!("{updates}");
+    Ok(())
+}
+
+/// The same clock with its reference at `now`.
+fn rebased(wire: &Page, now: u64, generation: u64) -> Result<Page> {
+    let clock = wire.abi.clock()?;
+    let (time, max_error) = clock.reading_at(Counter(now)).context("radclockd's clock has run out")?;
+    let age = now.saturating_sub(clock.counter.0);
+    let mut page = *wire;
+    page.abi.counter_value.set(now);
+    page.abi.time_sec.set(time.secs());
+    page.abi.time_frac_sec.set(time.frac());
+    page.abi.time_maxerror_nanosec.set(max_error.ceil_nanos() as u64);
+    page.ext.generation.set(generation);
+    page.ext.valid_nanos.set(wire.ext.valid_nanos.get().saturating_sub(age));
+    Ok(page)
 }
 
 async fn await_connected(guests: &Guests, count: usize) -> Result<()> {
