@@ -122,6 +122,18 @@ impl<'host> Guest<'host> {
         Ok(())
     }
 
+    /// Saves it to a file in Dom0, and thereby ends it.
+    pub fn save(&self, path: &str) -> Result<()> {
+        self.host.run(&format!("xl save {} {path}", self.name)).map(drop)
+    }
+
+    /// Goes on from a file in this host's Dom0, which is removed.
+    pub fn restore(&mut self, host: &'host Host, path: &str) -> Result<()> {
+        host.run(&format!("xl restore {path} && rm {path}"))?;
+        self.host = host;
+        Ok(())
+    }
+
     /// Ends it at once, and waits until Xen knows nothing of it.
     pub fn destroy(self) -> Result<()> {
         let domid = self.domid()?;

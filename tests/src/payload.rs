@@ -131,13 +131,38 @@ pub fn target_dir() -> PathBuf {
     set.unwrap_or_else(|| workspace().join("target"))
 }
 
-/// Builds packages for any Linux: linked statically, for a guest has no libraries.
+/// Builds `radclockd` from the same sources under another version.
+pub fn build_radclockd_of_version(version: &str) -> Result<PathBuf> {
+    let step = Step::begin(format!("Building radclockd {version}"));
+    let sources = target_dir().join("other-version");
+    fs::create_dir_all(&sources)?;
+    let manifest = fs::read_to_string(workspace().join("Cargo.toml"))?;
+    let this = format!("version = \"{}\"", env!("CARGO_PKG_VERSION"));
+    anyhow::ensure!(manifest.contains(&this), "the workspace's Cargo.toml does not say {this}");
+    let members = ["Cargo.lock", "radclock", "xen-backend", "xen-frontend", "xenstore-tools", "tests"];
+    let copied = members.map(|member| workspace().join(member).into_os_string());
+    let arguments = ["-a", "--update"].map(OsString::from).into_iter().chain(copied).chain([sources.clone().into()]);
+    run("cp", &expression("cp", arguments), LIMIT)?;
+    fs::write(sources.join("Cargo.toml"), manifest.replacen(&this, &format!("version = \"{version}\""), 1))?;
+    let Built { programs, .. } = build_programs_in(&sources, &["xen-backend"])?;
+    let program = sources.join("radclockd");
+    let built = programs.get("radclockd").context("no radclockd was built")?;
+    run("strip", &expression("strip", ["-o".into(), program.clone(), built.clone()]), LIMIT)?;
+    step.done();
+    Ok(program)
+}
+
 fn build_programs(packages: &[&str]) -> Result<Built> {
+    build_programs_in(workspace(), packages)
+}
+
+/// Builds packages for any Linux: linked statically, for a guest has no libraries.
+fn build_programs_in(sources: &Path, packages: &[&str]) -> Result<Built> {
     let mut arguments =
         vec!["build", "--release", "--target=x86_64-unknown-linux-gnu", "--message-format=json-render-diagnostics"];
     arguments.extend(packages.iter().flat_map(|package| ["--package", package]));
     let cargo = expression("cargo", arguments)
-        .dir(workspace())
+        .dir(sources)
         .env("RUSTFLAGS", "-C target-feature=+crt-static")
         .env("CARGO_TARGET_DIR", target_dir());
     let messages = run("cargo build", &cargo, LIMIT)?;

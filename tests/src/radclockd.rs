@@ -26,8 +26,13 @@ impl Host {
 
     /// Starts the daemon with this configuration.
     pub fn start_radclockd_with(&self, configuration: &str) -> Result<()> {
+        self.start_radclockd_program("radclockd", configuration)
+    }
+
+    /// Starts this program as the daemon.
+    pub fn start_radclockd_program(&self, program: &str, configuration: &str) -> Result<()> {
         self.write("/etc/radclockd.toml", configuration)?;
-        self.run(&format!("setsid radclockd --config /etc/radclockd.toml < /dev/null >> {LOG} 2>&1 &"))?;
+        self.run(&format!("setsid {program} --config /etc/radclockd.toml < /dev/null >> {LOG} 2>&1 &"))?;
         wait::until("radclockd's socket", COMMAND_LIMIT, || {
             Ok(self.output("test -S /run/radclock/radclockd.sock", COMMAND_LIMIT)?.status.success().then_some(()))
         })
