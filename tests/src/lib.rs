@@ -27,6 +27,7 @@ pub mod report;
 pub mod scenarios;
 pub mod truth;
 pub mod wait;
+pub mod watch;
 
 use anyhow::Result;
 

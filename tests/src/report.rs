@@ -117,6 +117,15 @@ impl Report {
     }
 }
 
+/// A figure with three digits that count.
+pub fn figure(value: f64) -> String {
+    match value.abs() {
+        size if size >= 99.95 => format!("{value:.0}"),
+        size if size >= 9.995 => format!("{value:.1}"),
+        _ => format!("{value:.2}"),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -147,5 +156,10 @@ mod tests {
             serde_json::from_slice(&fs::read(out.join("figures.json")).expect("figures")).expect("JSON");
         assert_eq!(figures, serde_json::json!({ "experiment": "name", "quick": true, "results": [1.5, 2.5] }));
         assert!(out.join("line.png").exists());
+    }
+
+    #[test]
+    fn figures_have_three_digits() {
+        assert_eq!([0.1234, 9.999, 12.345, 99.96, 1234.5].map(figure), ["0.12", "10.0", "12.3", "100", "1234"]);
     }
 }

@@ -95,7 +95,7 @@ impl Memory {
     }
 
     /// Where the page with this magic is, once it is there.
-    fn find(&self, magic: [u64; 2]) -> Result<u64> {
+    pub(crate) fn find(&self, magic: [u64; 2]) -> Result<u64> {
         let magic: Vec<u8> = magic.iter().flat_map(|word| word.to_le_bytes()).collect();
         wait::until("the probe's page", FIND_LIMIT, || {
             let mut next = 0;
@@ -123,7 +123,7 @@ impl Memory {
         }
     }
 
-    fn exchange(&self, offset: u64) -> Result<MmapRaw> {
+    pub(crate) fn exchange(&self, offset: u64) -> Result<MmapRaw> {
         Ok(MmapOptions::new().offset(offset).len(PAGE_SIZE).map_raw(&self.file)?)
     }
 }
@@ -152,7 +152,7 @@ pub fn measure(host: &Host, duration: Duration, probe: impl FnOnce(&str) -> Resu
     evaluate(samples?, &before, &after)
 }
 
-fn random_magic() -> Result<[u64; 2]> {
+pub(crate) fn random_magic() -> Result<[u64; 2]> {
     let mut bytes = [0; 16];
     std::io::Read::read_exact(&mut File::open("/dev/urandom")?, &mut bytes)?;
     let word = |range: Range<usize>| u64::from_le_bytes(bytes[range].try_into().expect("8 bytes"));
@@ -194,7 +194,7 @@ fn take_samples(exchange: &Exchange, duration: Duration) -> Result<Vec<Sample>> 
 }
 
 /// The build machine's time at a value of its TSC.
-struct RealTime {
+pub(crate) struct RealTime {
     tsc: f64,
     base: u64,
     time: Timestamp,
@@ -203,7 +203,7 @@ struct RealTime {
 
 impl RealTime {
     /// The narrowest of many brackets.
-    fn now() -> RealTime {
+    pub(crate) fn now() -> RealTime {
         let bracket = || {
             let before = tsc();
             let time = clock_gettime(ClockId::CLOCK_REALTIME).expect("every Linux has it");
@@ -217,19 +217,36 @@ impl RealTime {
     }
 }
 
+/// The build machine's TSC as true time.
+pub(crate) struct Scale<'real> {
+    before: &'real RealTime,
+    nanos_per_count: f64,
+    uncertainty_ns: f64,
+}
+
+impl Scale<'_> {
+    pub(crate) fn between<'real>(before: &'real RealTime, after: &RealTime) -> Scale<'real> {
+        let seconds = after.time.since(before.time).as_secs_f64();
+        let counts = (after.base - before.base) as f64 + after.tsc - before.tsc;
+        let nanos_per_count = seconds * 1e9 / counts;
+        Scale { before, nanos_per_count, uncertainty_ns: before.uncertainty.max(after.uncertainty) * nanos_per_count }
+    }
+
+    /// A reading less the true time, ns, and how far off that may be, for a reading that was taken between two values of
+    /// the build machine's TSC.
+    pub(crate) fn error(&self, reading: Timestamp, asked: u64, answered: u64) -> (f64, f64) {
+        let Scale { before, nanos_per_count, uncertainty_ns } = self;
+        let half = (answered - asked) as f64 / 2.0;
+        let since_base = asked.wrapping_sub(before.base).cast_signed() as f64 + half - before.tsc;
+        let read = reading.since(before.time).as_secs_f64() * 1e9;
+        (read - since_base * nanos_per_count, (half + REORDERING as f64) * nanos_per_count + uncertainty_ns)
+    }
+}
+
 fn evaluate(mut samples: Vec<Sample>, before: &RealTime, after: &RealTime) -> Result<Truth> {
     ensure!(samples.len() > KEPT, "the probe answered only {} times", samples.len());
-    let seconds = after.time.since(before.time).as_secs_f64();
-    let counts = (after.base - before.base) as f64 + after.tsc - before.tsc;
-    let nanos_per_count = seconds * 1e9 / counts;
-    let mapping_uncertainty = before.uncertainty.max(after.uncertainty) * nanos_per_count;
-    // Reading less true time, with half of the bracket.
-    let error = |sample: &Sample| {
-        let half = (sample.answered - sample.asked) as f64 / 2.0;
-        let since_base = sample.asked.wrapping_sub(before.base).cast_signed() as f64 + half - before.tsc;
-        let read = sample.time.since(before.time).as_secs_f64() * 1e9;
-        (read - since_base * nanos_per_count, (half + REORDERING as f64) * nanos_per_count + mapping_uncertainty)
-    };
+    let scale = Scale::between(before, after);
+    let error = |sample: &Sample| scale.error(sample.time, sample.asked, sample.answered);
     let violations = samples
         .iter()
         .filter(|sample| {

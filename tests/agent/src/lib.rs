@@ -23,6 +23,9 @@ pub struct Exchange {
     pub answer: AtomicU64,
     /// Seconds since 1970, fraction in 2⁻⁶⁴ s, bound in ns (rounded up), counter value, 1 if synchronised.
     pub sample: [AtomicU64; 5],
+    /// `CLOCK_REALTIME`, ns since 1970, read right after the sample, and what the kernel says its error is at most, µs. Only
+    /// where it was asked for.
+    pub system: [AtomicU64; 2],
 }
 
 /// The TSC, read after what stands before it and before what stands after it.

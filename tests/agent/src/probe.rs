@@ -1,6 +1,7 @@
 //! Looks at the shared clock from inside a domain, for the lab: what it reads as, in a form that the build machine can
 //! hold against the truth. Not a tool for users; `radclock` is.
 
+use std::cell::Cell;
 use std::hint::spin_loop;
 use std::mem::offset_of;
 use std::process::ExitCode;
@@ -12,10 +13,12 @@ use anyhow::{Context, Result, bail, ensure};
 use clap::{Parser, Subcommand};
 use lab_agent::{Exchange, LAST_GENERATION, Pair, Recorded, Update};
 use memmap2::{Mmap, MmapOptions};
+use nix::errno::Errno;
+use nix::time::{ClockId, clock_gettime};
 use radclock::clock::Status;
 use radclock::page::{EXTENSION_OFFSET, Extension, PAGE_SIZE, Page};
 use radclock::seqcount::SharedPage;
-use xen_radclock::RadClock;
+use xen_radclock::{RadClock, Reading};
 use zerocopy::IntoBytes;
 
 /// Longer than the structure and its extension.
@@ -39,6 +42,8 @@ enum Command {
     Read { seconds: u64 },
     /// Exchange readings with the build machine, which looks for MAGIC (32 hexadecimal digits) in this memory.
     Truth { magic: String, seconds: u64 },
+    /// The same for hours, with the system's clock beside it: sleeps until it is asked.
+    Watch { magic: String, seconds: u64 },
     /// Print pairs of TSC and Xen's system time with the page of that moment, a line of JSON each.
     Pairs { count: usize },
     /// Print the page that guests are granted, now and whenever it changes.
@@ -54,6 +59,7 @@ fn main() -> ExitCode {
         Command::Await { state, seconds } => await_state(&state, Duration::from_secs(seconds)),
         Command::Read { seconds } => read(Duration::from_secs(seconds)),
         Command::Truth { magic, seconds } => truth(&magic, Duration::from_secs(seconds)),
+        Command::Watch { magic, seconds } => watch(&magic, Duration::from_secs(seconds)),
         Command::Pairs { count } => pairs(count),
         Command::Wire { milliseconds } => wire(Duration::from_millis(milliseconds)),
         Command::Cost => cost(),
@@ -120,37 +126,98 @@ fn read(duration: Duration) -> Result<()> {
 }
 
 fn truth(magic: &str, limit: Duration) -> Result<()> {
-    let magic = u128::from_str_radix(magic, 16).context("the magic")?;
     let clock = RadClock::open()?;
+    let start = Instant::now();
+    let answer = |page: &Exchange| {
+        let reading = clock.now()?;
+        store_sample(page, &reading);
+        Ok(())
+    };
+    let idle = || {
+        ensure!(start.elapsed() <= limit, "the build machine did not ask for {} s", limit.as_secs());
+        Ok(())
+    };
+    exchange(magic, answer, idle)
+}
+
+fn watch(magic: &str, limit: Duration) -> Result<()> {
+    /// Between two questions of a series there are a few.
+    const IDLE_LOOKS: u64 = 100_000;
+    const SLEEP: Duration = Duration::from_millis(20);
+    let clock = RadClock::open()?;
+    let looks = Cell::new(0);
+    // Not between question and answer: a system call takes longer than everything else there.
+    let max_error = Cell::new(system_max_error()?);
+    let answer = |page: &Exchange| {
+        let reading = clock.now()?;
+        let system = clock_gettime(ClockId::CLOCK_REALTIME)?;
+        store_sample(page, &reading);
+        let nanos = system.tv_sec() as u64 * 1_000_000_000 + system.tv_nsec() as u64;
+        page.system[0].store(nanos, Ordering::Relaxed);
+        page.system[1].store(max_error.get(), Ordering::Relaxed);
+        looks.set(0);
+        Ok(())
+    };
+    let idle = || {
+        looks.set(looks.get() + 1);
+        if looks.get() > IDLE_LOOKS {
+            let idle = SLEEP * (looks.get() - IDLE_LOOKS) as u32;
+            ensure!(idle <= limit, "the build machine did not ask for {} s", limit.as_secs());
+            thread::sleep(SLEEP);
+            max_error.set(system_max_error()?);
+        }
+        Ok(())
+    };
+    exchange(magic, answer, idle)
+}
+
+/// What the kernel says its clock is wrong by at most, µs.
+fn system_max_error() -> Result<u64> {
+    // SAFETY: all zeroes is a valid timex, and asks for nothing to be changed.
+    let mut timex: nix::libc::timex = unsafe { std::mem::zeroed() };
+    // SAFETY: it points to a timex that the call may write to.
+    Errno::result(unsafe { nix::libc::adjtimex(&mut timex) }).context("adjtimex")?;
+    Ok(timex.maxerror as u64)
+}
+
+/// Gives the build machine a page to find, and answers its questions there. `answer` begins with reading the clock, and
+/// `idle` is called while there is no question.
+fn exchange(
+    magic: &str,
+    mut answer: impl FnMut(&Exchange) -> Result<()>,
+    mut idle: impl FnMut() -> Result<()>,
+) -> Result<()> {
+    let magic = u128::from_str_radix(magic, 16).context("the magic")?;
     let memory = MmapOptions::new().len(PAGE_SIZE).map_anon()?;
     // SAFETY: a mapping of zeroes, a page long and aligned to it; the struct is all atomics and lives no longer.
     let page = unsafe { &*memory.as_ptr().cast::<Exchange>() };
     nix::sys::mman::mlockall(nix::sys::mman::MlockAllFlags::MCL_CURRENT).context("cannot lock memory")?;
     page.magic[0].store(magic as u64, Ordering::Relaxed);
     page.magic[1].store((magic >> 64) as u64, Ordering::Relaxed);
-    let start = Instant::now();
     let mut last = 0;
     while page.stop.load(Ordering::Relaxed) == 0 {
         let question = page.question.load(Ordering::Acquire);
         if question == last {
-            if start.elapsed() > limit {
-                bail!("the build machine did not ask for {} s", limit.as_secs());
-            }
+            idle()?;
             continue;
         }
-        let reading = clock.now()?;
-        page.answer.store(0, Ordering::Relaxed);
-        fence(Ordering::Release);
-        let nanos = reading.max_error.ceil_nanos();
-        let synchronized = u64::from(reading.status == Status::Synchronized);
-        let sample = [reading.time.secs(), reading.time.frac(), nanos as u64, reading.sample.counter.0, synchronized];
-        for (word, value) in page.sample.iter().zip(sample) {
-            word.store(value, Ordering::Relaxed);
-        }
+        answer(page)?;
         page.answer.store(question, Ordering::Release);
         last = question;
     }
     Ok(())
+}
+
+/// Leaves the page without an answer, so that nobody takes the old one for the new.
+fn store_sample(page: &Exchange, reading: &Reading) {
+    page.answer.store(0, Ordering::Relaxed);
+    fence(Ordering::Release);
+    let nanos = reading.max_error.ceil_nanos();
+    let synchronized = u64::from(reading.status == Status::Synchronized);
+    let sample = [reading.time.secs(), reading.time.frac(), nanos as u64, reading.sample.counter.0, synchronized];
+    for (word, value) in page.sample.iter().zip(sample) {
+        word.store(value, Ordering::Relaxed);
+    }
 }
 
 fn hex(page: &Page) -> String {

@@ -1,0 +1,110 @@
+//! How good a clock was on a trace: its readings, and their figures.
+
+use radclock::sync::Synchroniser;
+use radclock::time::Span;
+use serde::Serialize;
+
+use crate::scenario::seconds;
+use crate::trace::Trace;
+
+/// One reading held against the truth.
+#[derive(Clone, Copy, Debug)]
+pub struct Reading {
+    /// True time since the beginning, s.
+    pub at: f64,
+    /// What the clock said less the truth, s.
+    pub error: f64,
+    /// What it said that it is wrong by at most, s.
+    pub bound: f64,
+}
+
+/// What a reader would have got at each stamp's `Ta`, before the synchroniser processed that stamp; nothing before there is
+/// a clock.
+pub fn replay(trace: &Trace, sync: &mut Synchroniser) -> Vec<Reading> {
+    let mut readings = vec![];
+    for line in &trace.lines {
+        if let Some(clock) = sync.clock() {
+            let error: Span = clock.time_at(line.stamp.ta).since(line.sent);
+            let bound = clock.max_error_at(line.stamp.ta);
+            readings.push(Reading { at: seconds(line.sent), error: error.as_secs_f64(), bound: bound.as_secs_f64() });
+        }
+        sync.process(&line.stamp);
+    }
+    readings
+}
+
+/// The readings from a time after the trace's first exchange on, s.
+pub fn after<'readings>(readings: &'readings [Reading], trace: &Trace, warm: f64) -> &'readings [Reading] {
+    let first = trace.lines.first().map_or(0.0, |line| seconds(line.sent));
+    &readings[readings.partition_point(|reading| reading.at < first + warm)..]
+}
+
+/// The figures of one clock.
+#[derive(Clone, Debug, Serialize)]
+pub struct Score {
+    /// How many readings were scored.
+    pub readings: usize,
+    /// Root mean square of the error, µs.
+    pub rms_us: f64,
+    /// 99 of 100 errors are not larger, µs.
+    pub p99_us: f64,
+    /// The largest error, µs.
+    pub max_us: f64,
+    /// The error that half of the readings are below, with its sign, µs.
+    pub median_us: f64,
+    /// The share of readings inside of their bound.
+    pub inside: f64,
+    /// Half of the bounds are not larger, µs.
+    pub median_bound_us: f64,
+}
+
+impl Score {
+    /// Of readings less `asymmetry` (s), the part of the error that no client can see; it is not taken off where the error
+    /// is held against the bound. A reading that may be off by `uncertainty` (s) is outside of its bound only if it is so
+    /// for certain. Nothing for no readings.
+    pub fn new(readings: &[Reading], asymmetry: f64, uncertainty: f64) -> Option<Score> {
+        if readings.is_empty() {
+            return None;
+        }
+        let count = readings.len() as f64;
+        let mut signed: Vec<f64> = readings.iter().map(|reading| (reading.error - asymmetry) * 1e6).collect();
+        let mut sizes: Vec<f64> = signed.iter().map(|error| error.abs()).collect();
+        let mut bounds: Vec<f64> = readings.iter().map(|reading| reading.bound * 1e6).collect();
+        for values in [&mut signed, &mut sizes, &mut bounds] {
+            values.sort_by(f64::total_cmp);
+        }
+        let inside = readings.iter().filter(|reading| reading.error.abs() - uncertainty <= reading.bound).count();
+        Some(Score {
+            readings: readings.len(),
+            rms_us: (sizes.iter().map(|error| error * error).sum::<f64>() / count).sqrt(),
+            p99_us: percentile(&sizes, 0.99),
+            max_us: percentile(&sizes, 1.0),
+            median_us: percentile(&signed, 0.5),
+            inside: inside as f64 / count,
+            median_bound_us: percentile(&bounds, 0.5),
+        })
+    }
+}
+
+/// Of sorted values, interpolated between neighbours.
+pub fn percentile(sorted: &[f64], share: f64) -> f64 {
+    let place = share * (sorted.len() - 1) as f64;
+    let (low, high) = (sorted[place.floor() as usize], sorted[place.ceil() as usize]);
+    low + (high - low) * place.fract()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_figures_are_those_of_the_errors_without_the_asymmetry() {
+        let reading = |error: f64| Reading { at: 0.0, error: error * 1e-6, bound: 5.5e-6 };
+        let score = Score::new(&[2.0, 4.0, 6.0].map(reading), 1e-6, 0.0).expect("three readings");
+        let near = |value: f64, expected: f64| (value - expected).abs() < 1e-9;
+        assert!(near(score.rms_us, (35.0f64 / 3.0).sqrt()) && near(score.max_us, 5.0) && near(score.median_us, 3.0));
+        assert!(near(score.p99_us, 4.96) && near(score.inside, 2.0 / 3.0) && near(score.median_bound_us, 5.5));
+        assert!(near(Score::new(&[reading(6.0)], 0.0, 1e-6).expect("one").inside, 1.0), "not outside for certain");
+        assert!(Score::new(&[], 0.0, 0.0).is_none());
+    }
+}
