@@ -3,18 +3,23 @@
 //! A clock here is two separate things: a raw counter that nobody adjusts, and a few parameters that turn a
 //! reading of it into time. The path of the data through this crate, in order:
 //!
-//! [`stamp`] (one exchange with a server) → [`sync`] (the synchronisation algorithm) → [`clock`] (its result:
-//! parameters with an error bound) → [`page`] (how they are laid out in shared memory) → [`reader`] (a counter
+//! [`stamp`] (one exchange with a server) → [`sync`] (the synchronisation algorithm, one a server) → [`ensemble`] (what
+//! several servers say together) → [`clock`] (the result: parameters with an error bound) → [`page`] (how they are laid
+//! out in shared memory) → [`reader`] (a counter
 //! reading turned into time, or an error). [`compose`] moves parameters from one counter to another;
-//! [`seqcount`] is the rule by which a page is written and read at once; [`report`] is what a daemon says of itself;
+//! [`seqcount`] is the rule by which a page is written and read at once; [`leap`] is about leap seconds;
+//! [`report`] is what a daemon says of itself;
 //! [`xenbus`] names what stands in XenStore.
 //!
-//! Everything but [`stamp`], [`sync`], [`replay`], [`report`] and [`xenbus`] works without the standard
+//! Everything but [`stamp`], [`sync`], [`ensemble`], [`replay`], [`report`] and [`xenbus`] works without the standard
 //! library.
 #![cfg_attr(not(feature = "std"), no_std)]
 
 pub mod clock;
 pub mod compose;
+#[cfg(feature = "std")]
+pub mod ensemble;
+pub mod leap;
 pub mod page;
 pub mod reader;
 #[cfg(feature = "std")]

@@ -12,6 +12,7 @@ use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use crate::clock::{Clock, Period, Status};
+use crate::leap::month_around;
 use crate::time::{Counter, Timestamp};
 
 /// "VCLK", the first four bytes of a vmclock page.
@@ -48,6 +49,10 @@ pub const LEAP_PRE_POS: u8 = 1;
 pub const LEAP_PRE_NEG: u8 = 2;
 /// `leap_indicator`: an inserted leap second is in progress.
 pub const LEAP_POS: u8 = 3;
+/// `leap_indicator`: a leap second was inserted at the end of last month.
+pub const LEAP_POST_POS: u8 = 4;
+/// `leap_indicator`: a second was left out at the end of last month.
+pub const LEAP_POST_NEG: u8 = 5;
 
 /// `time_type`: seconds since 1970 in UTC.
 pub const TIME_UTC: u8 = 0;
@@ -105,7 +110,7 @@ pub struct VmclockAbi {
     pub clock_status: u8,
     /// A hint only: the time itself never is smeared.
     pub leap_second_smearing_hint: u8,
-    /// TAI − UTC, seconds, two's complement.
+    /// TAI − UTC at the reference instant, seconds, two's complement.
     pub tai_offset_sec: U16,
     /// vmclock's `VMCLOCK_LEAP_*`: [`LEAP_PRE_POS`] and the like, 0 for none.
     pub leap_indicator: u8,
@@ -148,6 +153,9 @@ pub struct Extension {
     /// How long after the reference instant the parameters count as synchronised, ns. After that the clock is
     /// [`Status::Freerunning`], whatever `clock_status` says.
     pub valid_nanos: U64,
+    /// The first second of the month after the leap second that `leap_indicator` speaks of, seconds since 1970 in UTC;
+    /// 0 for none. So that who moves the reference instant on need not move the indicator on with it.
+    pub leap_sec: U64,
 }
 
 /// A whole page.
@@ -174,10 +182,11 @@ const _: () = {
     assert!(offset_of!(VmclockAbi, counter_value) == 40);
     assert!(offset_of!(VmclockAbi, time_sec) == 72);
     assert!(offset_of!(VmclockAbi, vm_generation_counter) == 104);
-    assert!(size_of::<Extension>() == 40);
+    assert!(size_of::<Extension>() == 48);
     assert!(offset_of!(Extension, host_id) == 8);
     assert!(offset_of!(Extension, generation) == 24);
     assert!(offset_of!(Extension, valid_nanos) == 32);
+    assert!(offset_of!(Extension, leap_sec) == 40);
     assert!(offset_of!(Page, ext) == EXTENSION_OFFSET);
     assert!(size_of::<Page>() == PAGE_SIZE);
 };
@@ -280,6 +289,7 @@ impl Page {
             host_id: content.host_id,
             generation: content.generation.into(),
             valid_nanos: content.valid_nanos.into(),
+            leap_sec: page.abi.leap_month().unwrap_or(0).into(),
         };
         page
     }
@@ -330,6 +340,29 @@ impl VmclockAbi {
         self.flags().contains(Flags::TAI_OFFSET_VALID).then(|| self.tai_offset_sec.get() as i16)
     }
 
+    /// The first second of the month after the leap second that the indicator speaks of, by the reference instant.
+    pub(crate) fn leap_month(&self) -> Option<u64> {
+        let (first, next) = month_around(self.utc_secs().ok()?);
+        match self.leap_indicator {
+            LEAP_PRE_POS | LEAP_PRE_NEG => Some(next),
+            // Some call 23:59:60 by the number of the second after it.
+            LEAP_POS if self.utc_secs() == Ok(first) => Some(first),
+            LEAP_POS => Some(next),
+            LEAP_POST_POS | LEAP_POST_NEG => Some(first),
+            _ => None,
+        }
+    }
+
+    fn utc_secs(&self) -> Result<u64, PageError> {
+        match (self.time_type, self.tai_offset()) {
+            (TIME_UTC, _) => Ok(self.time_sec.get()),
+            (TIME_TAI, Some(offset)) => {
+                self.time_sec.get().checked_add_signed(-i64::from(offset)).ok_or(PageError::Time)
+            }
+            (other, _) => Err(PageError::TimeType(other)),
+        }
+    }
+
     /// The parameters as they stand, with the time in UTC whichever scale the page uses.
     pub fn clock(&self) -> Result<Clock, PageError> {
         let flags = self.flags();
@@ -338,16 +371,9 @@ impl VmclockAbi {
         }
         let period =
             Period::new(self.counter_period_frac_sec.get(), self.counter_period_shift).ok_or(PageError::Period)?;
-        let secs = match (self.time_type, self.tai_offset()) {
-            (TIME_UTC, _) => self.time_sec.get(),
-            (TIME_TAI, Some(offset)) => {
-                self.time_sec.get().checked_add_signed(-i64::from(offset)).ok_or(PageError::Time)?
-            }
-            (other, _) => return Err(PageError::TimeType(other)),
-        };
         Ok(Clock {
             counter: Counter(self.counter_value.get()),
-            time: Timestamp::new(secs, self.time_frac_sec.get()),
+            time: Timestamp::new(self.utc_secs()?, self.time_frac_sec.get()),
             period,
             period_max_error: self.counter_period_maxerror_rate_frac_sec.get(),
             max_error_nanos: self.time_maxerror_nanosec.get(),

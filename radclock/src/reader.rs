@@ -6,9 +6,11 @@
 use core::mem::{offset_of, size_of};
 
 use crate::clock::{Clock, Period, Status};
+use crate::leap::{LeapKind, LeapSecond, Phase};
 use crate::page::{
-    CounterId, EXTENSION_MAGIC, EXTENSION_OFFSET, EXTENSION_VERSION, Extension, Flags, LEAP_POS, LEAP_PRE_NEG,
-    LEAP_PRE_POS, PAGE_SIZE, PageError, TIME_UTC, VMCLOCK_MAGIC, VMCLOCK_VERSION, VmclockAbi,
+    CounterId, EXTENSION_MAGIC, EXTENSION_OFFSET, EXTENSION_VERSION, Extension, Flags, LEAP_POS, LEAP_POST_NEG,
+    LEAP_POST_POS, LEAP_PRE_NEG, LEAP_PRE_POS, PAGE_SIZE, PageError, TIME_UTC, VMCLOCK_MAGIC, VMCLOCK_VERSION,
+    VmclockAbi,
 };
 use crate::seqcount::{Busy, SharedPage};
 use crate::time::{Counter, Span, Timestamp};
@@ -39,14 +41,17 @@ pub struct Sample {
 pub struct Reading {
     /// The counter value that was turned into time.
     pub sample: Sample,
-    /// The time there, in UTC.
+    /// The time there, in UTC. An inserted second has the number of the second before it once more.
     pub time: Timestamp,
     /// Bound on its error, in either direction.
     pub max_error: Span,
     /// [`Status::Synchronized`] or [`Status::Freerunning`].
     pub status: Status,
-    /// TAI − UTC in seconds, if the clock knows it.
+    /// TAI − UTC in seconds, if the clock knows it. It changes where the seconds of [`Reading::time`] do, so the sum of
+    /// both never steps.
     pub tai_offset: Option<i16>,
+    /// In an inserted second, 23:59:60.
+    pub leap_second: bool,
 }
 
 impl Reading {
@@ -98,9 +103,8 @@ pub enum ReadError {
     /// The counter lies more than a second before the page's reference instant, so it was reset.
     #[error("the counter went backwards: it was reset, and the page does not know yet")]
     Backwards,
-    /// A leap second lies between the page's reference instant and now, or is in progress: UTC is not known until the
-    /// page is updated.
-    #[error("a leap second came since the clock was updated last")]
+    /// UTC steps within the bound of this very instant, so its second cannot be told.
+    #[error("a leap second begins right now: which second it is cannot be told")]
     Leap,
     /// The time, or its bound, lies outside of what can be said.
     #[error("the page's parameters give a time out of range")]
@@ -123,7 +127,7 @@ pub fn read(page: &SharedPage, id: CounterId, mut counter: impl FnMut() -> Count
     }
 }
 
-/// [`read`] for what nearly always is there: a page of this project, at rest, synchronised, no leap second near;
+/// [`read`] for what nearly always is there: a page of this project, at rest, synchronised, no leap second known;
 /// nothing otherwise. Apart from [`read_any`] so that a reading costs no more than one of the system's clock.
 #[inline(always)]
 fn read_ordinary(page: &SharedPage, id: CounterId, counter: impl FnOnce() -> Counter) -> Option<Reading> {
@@ -175,6 +179,7 @@ fn read_ordinary(page: &SharedPage, id: CounterId, counter: impl FnOnce() -> Cou
         max_error,
         status: Status::Synchronized,
         tai_offset: (flags & Flags::TAI_OFFSET_VALID.bits() != 0).then_some(i16::from_le_bytes(tai)),
+        leap_second: false,
     })
 }
 
@@ -287,46 +292,52 @@ impl View {
             return Err(ReadError::Backwards);
         }
         let (time, max_error) = clock.reading_at(counter).ok_or(ReadError::Range)?;
-        if abi.leap_indicator != 0 && leap_intervenes(abi.leap_indicator, clock.time, time.saturating_add(max_error)) {
-            return Err(ReadError::Leap);
-        }
+        let at = self.leap(time, max_error)?;
         if self.ext.is_known(abi.size.get()) && is_older(elapsed, self.ext.valid_nanos.get()) {
             status = Status::Freerunning;
         }
         let sample = Sample { counter, disruption_marker: abi.disruption_marker.get() };
-        Ok(Reading { sample, time, max_error, status, tai_offset: abi.tai_offset() })
+        let tai_offset = abi.tai_offset().map(|offset| offset.wrapping_add(at.offset_change));
+        Ok(Reading { sample, time: at.time, max_error, status, tai_offset, leap_second: at.inserted })
+    }
+
+    /// What UTC is at `time`, counted on from the page's reference instant as if no leap second came.
+    fn leap(&self, time: Timestamp, max_error: Span) -> Result<At, ReadError> {
+        let unchanged = At { time, offset_change: 0, inserted: false };
+        let abi = &self.abi;
+        let (kind, is_past) = match abi.leap_indicator {
+            LEAP_PRE_POS => (LeapKind::Insert, false),
+            LEAP_PRE_NEG => (LeapKind::Delete, false),
+            LEAP_POS | LEAP_POST_POS => (LeapKind::Insert, true),
+            LEAP_POST_NEG => (LeapKind::Delete, true),
+            _ => return Ok(unchanged),
+        };
+        let stated = if self.ext.is_known(abi.size.get()) { self.ext.leap_sec.get() } else { 0 };
+        let month = if stated != 0 { stated } else { abi.leap_month().ok_or(ReadError::Range)? };
+        if month == 0 {
+            return Ok(unchanged);
+        }
+        let leap = LeapSecond { month, kind };
+        let adjustment = Span::from_secs(kind.adjustment());
+        // Some call 23:59:60 by the number of the second after it, as if it had not been inserted yet.
+        let is_counted =
+            is_past && !(stated == 0 && abi.leap_indicator == LEAP_POS && abi.clock()?.time.secs() == month);
+        let count = if is_counted { time.checked_add(adjustment).ok_or(ReadError::Range)? } else { time };
+        let step = |count: Timestamp| leap.utc(count).1 != Phase::Before;
+        if step(count.saturating_sub(max_error)) != step(count.saturating_add(max_error)) {
+            return Err(ReadError::Leap);
+        }
+        let (utc, phase) = leap.utc(count);
+        // Both are whole seconds, at most one apart.
+        let offset_change = (time.since(utc).as_frac() >> 64) as i16;
+        Ok(At { time: utc, offset_change, inserted: phase == Phase::During })
     }
 }
 
-/// Whether a leap second that a page announced at `reference` may have come by `latest`.
-#[cold]
-fn leap_intervenes(indicator: u8, reference: Timestamp, latest: Timestamp) -> bool {
-    match indicator {
-        LEAP_POS => true,
-        // A second that is left out makes the last minute one shorter.
-        LEAP_PRE_NEG => latest.secs() >= end_of_month(reference.secs()) - 1,
-        LEAP_PRE_POS => latest.secs() >= end_of_month(reference.secs()),
-        _ => false,
-    }
-}
-
-/// The first second of the month after the one that `secs` since 1970 lies in.
-fn end_of_month(secs: u64) -> u64 {
-    const DAY: u64 = 86_400;
-    // Days since 1 March of the year 0, so that the leap day is a year's last; then the usual cycles of 400, 100, 4
-    // and 1 years, the last of which may be a day longer than its formula says.
-    let days = secs / DAY + 719_468;
-    let day_of_era = days % 146_097;
-    let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
-    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let month = (5 * day_of_year + 2) / 153;
-    let is_february = month == 11;
-    let next_month_starts = if is_february {
-        let year = year_of_era + 1;
-        let leap = year.is_multiple_of(4) && (!year.is_multiple_of(100) || year.is_multiple_of(400));
-        365 + u64::from(leap)
-    } else {
-        (153 * (month + 1) + 2) / 5
-    };
-    (days - day_of_year + next_month_starts - 719_468).saturating_mul(DAY)
+/// An instant in UTC, by a page that knows of a leap second.
+struct At {
+    time: Timestamp,
+    /// TAI − UTC there minus what it is at the page's reference instant, s.
+    offset_change: i16,
+    inserted: bool,
 }

@@ -17,6 +17,8 @@ pub enum StampSource {
     Kernel,
     /// By the daemon, before sending and after receiving: wider, and always too wide.
     User,
+    /// By the daemon, before and after it read a PTP hardware clock.
+    Phc,
 }
 
 /// One exchange with a server: `(Ta, Tb, Te, Tf)` of the RADclock papers, and what the server says of itself.

@@ -7,7 +7,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use proptest::prelude::*;
 use radclock::clock::{Clock, Period, Status};
 use radclock::page::{
-    Content, CounterId, Flags, LEAP_POS, LEAP_PRE_NEG, LEAP_PRE_POS, PAGE_SIZE, Page, PageError, TIME_TAI,
+    Content, CounterId, Flags, LEAP_POS, LEAP_POST_NEG, LEAP_POST_POS, LEAP_PRE_NEG, LEAP_PRE_POS, PAGE_SIZE, Page,
+    PageError, TIME_TAI,
 };
 use radclock::reader::{ReadError, Reading, Sample, read, read_at, sample};
 use radclock::seqcount::{Busy, SharedPage};
@@ -85,7 +86,7 @@ fn parameters_older_than_their_validity_are_freerunning() {
 #[test]
 fn what_cannot_be_right_is_an_error() {
     type Alter = fn(&mut Page);
-    let cases: [(Alter, ReadError); 16] = [
+    let cases: [(Alter, ReadError); 15] = [
         (|page| page.abi.magic.set(1), PageError::Magic(1).into()),
         (|page| page.abi.version.set(2), PageError::Version(2).into()),
         (|page| page.abi.size.set(103), PageError::Size(103).into()),
@@ -100,7 +101,6 @@ fn what_cannot_be_right_is_an_error() {
         (|page| page.abi.flags.set(Flags::TIME_MAXERROR_VALID.bits()), PageError::NoBound.into()),
         (|page| page.abi.flags.set(Flags::PERIOD_MAXERROR_VALID.bits()), PageError::NoBound.into()),
         (|page| page.abi.time_sec.set(u64::MAX), ReadError::Range),
-        (|page| page.abi.leap_indicator = LEAP_POS, ReadError::Leap),
         (
             |page| {
                 page.abi.time_type = TIME_TAI;
@@ -145,33 +145,117 @@ fn tai_pages_are_read_in_utc() {
     assert_eq!(read_after(&unknown_offset, SECOND), Err(PageError::TimeType(TIME_TAI).into()));
 }
 
+/// A page without error bounds to speak of whose reference is `secs` and a fraction, in UTC with TAI 36 s ahead.
+fn leaping(secs: u64, nanos: u32, indicator: u8, offset: i16) -> Page {
+    let clock =
+        Clock { time: Timestamp::from_unix(secs, nanos.into()), max_error_nanos: 10, ..content().clock.unwrap() };
+    let period_max_error = clock.period.frac / 10_000_000_000;
+    let clock = Some(Clock { period_max_error, ..clock });
+    Page::new(&Content { clock, leap_indicator: indicator, tai_offset: Some(offset), ..content() })
+}
+
 #[test]
-fn no_time_is_read_across_an_announced_leap_second() {
-    // (year-month-day 00:00:00 UTC of the next month's first day, a second of the month before)
-    for (next_month, reference) in [
-        (1_483_228_800, 1_480_550_400), // 2017-01-01, 2016-12-01
-        (1_456_790_400, 1_456_704_000), // 2016-03-01, 2016-02-29
-        (1_488_326_400, 1_488_240_000), // 2017-03-01, 2017-02-28
-        (951_868_800, 951_782_400),     // 2000-03-01, 2000-02-29
-        (1_782_864_000, 1_782_777_600), // 2026-07-01, 2026-06-30
-        (1_796_083_200, 1_793_491_200), // 2026-12-01, 2026-11-01
+fn utc_and_tai_are_right_each_millisecond_around_a_leap_second_from_a_page_before_during_or_after_it() {
+    // (year-month-day 00:00:00 UTC of the month after)
+    for month in [
+        1_483_228_800u64, // 2017-01-01
+        1_456_790_400,    // 2016-03-01
+        1_488_326_400,    // 2017-03-01
+        951_868_800,      // 2000-03-01
+        1_782_864_000,    // 2026-07-01
     ] {
-        let page = |indicator| {
-            altered(|page| {
-                page.abi.leap_indicator = indicator;
-                page.abi.time_sec.set(reference);
-                page.abi.counter_period_maxerror_rate_frac_sec.set(0);
-            })
-        };
-        let to_midnight = (next_month - reference) as i64 * SECOND;
-        for (indicator, last) in [(LEAP_PRE_POS, 0), (LEAP_PRE_NEG, SECOND)] {
-            assert!(read_after(&page(indicator), to_midnight - last - 2000).is_ok(), "{next_month}");
-            assert_eq!(read_after(&page(indicator), to_midnight - last), Err(ReadError::Leap), "{next_month}");
-            assert_eq!(read_after(&page(indicator), to_midnight + SECOND), Err(ReadError::Leap), "{next_month}");
+        // TAI at which UTC steps, the step, and pages: milliseconds from there to the reference, and the indicator.
+        for (edge, step, pages) in [
+            (
+                month + 36,
+                1,
+                &[(-25 * 86_400_000i64, LEAP_PRE_POS), (-1, LEAP_PRE_POS), (500, LEAP_POS), (1700, LEAP_POST_POS)][..],
+            ),
+            (month + 35, -1, &[(-86_400_000, LEAP_PRE_NEG), (-700, LEAP_PRE_NEG), (800, LEAP_POST_NEG)]),
+        ] {
+            for &(reference, indicator) in pages {
+                let steps = if reference >= 0 { step } else { 0 };
+                let tai = Timestamp::new(edge, 0).saturating_add(Span::from_nanos(reference * 1_000_000));
+                let utc = tai.saturating_sub(Span::from_secs(36 + steps));
+                let with = leaping(utc.secs(), utc.subsec_nanos(), indicator, 36 + steps as i16);
+                assert_eq!(with.ext.leap_sec.get(), month, "{indicator}");
+                let without = {
+                    let mut page = with;
+                    page.ext.magic.set(0);
+                    page
+                };
+                // As a driver does that moves the reference on and knows nothing of leap seconds.
+                let moved = {
+                    let mut page = with;
+                    let (counter, time) = (page.abi.counter_value.get(), page.abi.clock().unwrap().time);
+                    page.abi.counter_value.set(counter + 3_000_000_000);
+                    let time = time.saturating_add(Span::from_secs(3));
+                    page.abi.time_sec.set(time.secs());
+                    page.abi.time_frac_sec.set(time.frac());
+                    page
+                };
+                let in_tai = {
+                    let mut page = with;
+                    page.abi.time_type = TIME_TAI;
+                    page.abi.time_sec.set(utc.secs() + (36 + steps) as u64);
+                    page
+                };
+                for (page, name) in [(with, "with"), (without, "without"), (moved, "moved"), (in_tai, "TAI")] {
+                    let shared = shared(&page);
+                    for millis in -3000..3000i64 {
+                        let counter = Counter(1_000_000_000_000).offset((millis - reference) * 1_000_000);
+                        let sample = Sample { counter, disruption_marker: MARKER };
+                        let result = read_at(&shared, TSC, sample);
+                        let what = format!("{month} {indicator} {name} {reference} {millis}");
+                        if millis == 0 {
+                            assert_eq!(result, Err(ReadError::Leap), "{what}: UTC steps right here");
+                            continue;
+                        }
+                        let reading = result.expect(&what);
+                        let truth = Timestamp::new(edge, 0).saturating_add(Span::from_nanos(millis * 1_000_000));
+                        let passed = if millis > 0 { step } else { 0 };
+                        let off = reading.tai().unwrap().since(truth).abs();
+                        assert!(off <= reading.max_error, "{what}: TAI {}", off.as_secs_f64());
+                        assert_eq!(reading.tai_offset, Some(36 + passed as i16), "{what}");
+                        let off = reading.time.since(truth.saturating_sub(Span::from_secs(36 + passed))).abs();
+                        assert!(off <= reading.max_error, "{what}: UTC {}", off.as_secs_f64());
+                        // Right at its end either is right to within the bound.
+                        let inserted = step == 1 && (0..1000).contains(&millis);
+                        assert!(reading.leap_second == inserted || millis == 1000, "{what}");
+                    }
+                }
+            }
         }
-        assert!(read_after(&page(0), to_midnight + SECOND).is_ok());
-        assert!(read_after(&page(4), to_midnight + SECOND).is_ok());
     }
+}
+
+#[test]
+fn a_page_that_calls_the_inserted_second_by_the_next_ones_number_is_read_as_well() {
+    let month = 1_483_228_800;
+    let mut page = leaping(month, 400_000_000, LEAP_POS, 36);
+    page.ext.magic.set(0);
+    let reading = |millis: i64| {
+        let reading = read_at(
+            &shared(&page),
+            TSC,
+            Sample {
+                counter: Counter(1_000_000_000_000).offset((millis - 400) * 1_000_000),
+                disruption_marker: MARKER,
+            },
+        )
+        .unwrap();
+        (reading.time.saturating_add(Span::from_nanos(1)).secs(), reading.tai_offset, reading.leap_second)
+    };
+    assert_eq!(reading(-1), (month - 1, Some(36), false));
+    assert_eq!(reading(1), (month - 1, Some(37), true));
+    assert_eq!(reading(999), (month - 1, Some(37), true));
+    assert_eq!(reading(1001), (month, Some(37), false));
+}
+
+#[test]
+fn an_indicator_that_nobody_knows_changes_nothing() {
+    let page = altered(|page| page.abi.leap_indicator = 6);
+    assert_eq!(read_after(&page, SECOND), read_after(&Page::new(&content()), SECOND));
 }
 
 #[test]

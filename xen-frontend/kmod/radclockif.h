@@ -254,6 +254,14 @@ struct radclock_extension {
 	 * clock_status says.
 	 */
 	uint64_t valid_nanos;
+	/*
+	 * The first second of the month after the leap second that
+	 * leap_indicator speaks of, seconds since 1970 in UTC; 0 for none. Who
+	 * moves the reference instant on leaves both as they are: the time
+	 * then goes on being counted as if no leap second came, and readers
+	 * put it right.
+	 */
+	uint64_t leap_sec;
 };
 
 /* The page, on the wire and as a guest's processes see it. */
@@ -269,8 +277,9 @@ _Static_assert(sizeof(struct radclock_vmclock) == 112, "vmclock_abi v1");
 _Static_assert(__builtin_offsetof(struct radclock_vmclock, seq_count) == 12, "vmclock_abi v1");
 _Static_assert(__builtin_offsetof(struct radclock_vmclock, clock_status) == 34, "vmclock_abi v1");
 _Static_assert(__builtin_offsetof(struct radclock_vmclock, counter_value) == 40, "vmclock_abi v1");
-_Static_assert(sizeof(struct radclock_extension) == 40, "extension v1");
+_Static_assert(sizeof(struct radclock_extension) == 48, "extension v1");
 _Static_assert(__builtin_offsetof(struct radclock_extension, valid_nanos) == 32, "extension v1");
+_Static_assert(__builtin_offsetof(struct radclock_extension, leap_sec) == 40, "extension v1");
 _Static_assert(__builtin_offsetof(struct radclock_page, ext) == RADCLOCK_EXTENSION_OFFSET, "page");
 _Static_assert(sizeof(struct radclock_page) == RADCLOCK_PAGE_SIZE, "page");
 

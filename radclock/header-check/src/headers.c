@@ -58,6 +58,7 @@ const uint64_t check_layout[] = {
 	FIELD(radclock_extension, host_id),
 	FIELD(radclock_extension, generation),
 	FIELD(radclock_extension, valid_nanos),
+	FIELD(radclock_extension, leap_sec),
 	sizeof(struct radclock_page),
 	FIELD(radclock_page, abi),
 	FIELD(radclock_page, ext),

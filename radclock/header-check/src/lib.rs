@@ -51,7 +51,7 @@ unsafe extern "C" {
     static check_values_len: u64;
 }
 
-const LAYOUT_LEN: usize = 3 + 2 * (23 + 6 + 2);
+const LAYOUT_LEN: usize = 3 + 2 * (23 + 7 + 2);
 const VALUES_LEN: usize = 25;
 
 fn c_info(info: &TimeInfo) -> CTimeInfo {
@@ -99,7 +99,7 @@ fn layout_is_the_headers() {
             counter_period_frac_sec, counter_period_esterror_rate_frac_sec, counter_period_maxerror_rate_frac_sec,
             time_sec, time_frac_sec, time_esterror_nanosec, time_maxerror_nanosec, vm_generation_counter
         }
-        Extension { magic, version, pad, host_id, generation, valid_nanos }
+        Extension { magic, version, pad, host_id, generation, valid_nanos, leap_sec }
         Page { abi, ext }
     };
     // SAFETY: constants in C.
