@@ -122,6 +122,11 @@ impl<'host> Guest<'host> {
         Ok(())
     }
 
+    /// Notes that it runs on another host now, moved there by other means than [`Guest::migrate`].
+    pub fn moved_to(&mut self, host: &'host Host) {
+        self.host = host;
+    }
+
     /// Saves it to a file in Dom0, and thereby ends it.
     pub fn save(&self, path: &str) -> Result<()> {
         self.host.run(&format!("xl save {} {path}", self.name)).map(drop)

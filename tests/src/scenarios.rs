@@ -2,9 +2,12 @@
 
 mod agreement;
 mod daemon;
+mod footprint;
 mod guests;
 mod lab;
 mod mistakes;
+mod moves;
+mod suspend;
 
 use anyhow::Result;
 
@@ -36,6 +39,12 @@ scenarios! {
     guests::a_rebooted_guest_gets_the_clock_again_and_leaves_nothing_behind,
     guests::an_unloaded_driver_can_be_loaded_again,
     mistakes::each_mistake_is_told_in_one_line,
+    suspend::saved_guests_get_the_clock_of_whichever_daemon_is_there,
+    suspend::restored_guests_have_the_clock_that_the_daemon_has,
+    suspend::guests_that_are_held_up_go_on_with_the_clock,
+    suspend::guests_are_saved_and_restored_in_the_midst_of_anything,
+    moves::a_migration_that_fails_resumes_with_the_clock,
+    moves::a_guest_gets_the_clock_of_any_host_as_soon_as_that_has_one,
 }
 
 /// The scenarios whose names contain one of `names`; all if there is none.

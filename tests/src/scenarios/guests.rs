@@ -1,79 +1,13 @@
 //! Guests come and go, and so do their drivers; Dom0 keeps nothing of them.
 
 use std::collections::BTreeSet;
-use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 
+use super::footprint::{Footprint, await_forgotten};
+use crate::Lab;
 use crate::guest::Kind;
-use crate::host::{COMMAND_LIMIT, Host};
-use crate::{Lab, wait};
-
-/// Memory of the daemon that may come and go with its allocator.
-const MEMORY_SLACK_KIB: u64 = 512;
-
-/// What a host holds for its guests' sake.
-#[derive(Debug, PartialEq, Eq)]
-struct Footprint {
-    /// Active grants of Dom0's.
-    grants: usize,
-    /// Dom0's event channels.
-    event_channels: usize,
-    /// Paths in XenStore.
-    nodes: BTreeSet<String>,
-    /// The daemon's open files.
-    files: usize,
-    /// The daemon's memory, KiB.
-    memory: u64,
-}
-
-impl Footprint {
-    fn of(host: &Host) -> Result<Footprint> {
-        let pid = host.radclockd_pid()?;
-        let count = |shell: &str| -> Result<usize> { Ok(host.run(shell)?.trim().parse()?) };
-        host.run("xl dmesg -c > /dev/null; xl debug-keys g")?;
-        let grants = host.run("xl dmesg")?;
-        let dom0 = grants.split("grant-table for remote d").find(|table| table.starts_with("0 "));
-        let dom0 = dom0.with_context(|| format!("Xen shows no grants of Dom0's:\n{grants}"))?;
-        let status = host.run(&format!("cat /proc/{pid}/status"))?;
-        let memory = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).context("no RssAnon")?;
-        let nodes = host.run("xenstore-ls -f")?;
-        Ok(Footprint {
-            grants: dom0.lines().filter(|line| line.starts_with("(XEN) [")).count(),
-            event_channels: count("lsevtchn 0 | wc -l")?,
-            nodes: nodes.lines().filter_map(|line| line.split(" = ").next()).map(str::to_owned).collect(),
-            files: count(&format!("ls /proc/{pid}/fd | wc -l"))?,
-            memory: memory.trim().trim_end_matches(" kB").parse()?,
-        })
-    }
-
-    /// Waits until the host is as it was: what a guest leaves goes a moment after it.
-    fn await_again(&self, host: &Host) -> Result<()> {
-        let mut now = Footprint::of(host)?;
-        let again = wait::until("the host to be as before", Duration::from_secs(30), || {
-            now = Footprint::of(host)?;
-            Ok(self.is_again(&now).then_some(()))
-        });
-        again.with_context(|| {
-            let new: Vec<_> = now.nodes.difference(&self.nodes).collect();
-            let counts = |of: &Footprint| {
-                format!(
-                    "{} grants, {} event channels, {} files, {} KiB",
-                    of.grants, of.event_channels, of.files, of.memory
-                )
-            };
-            format!("before: {}; now: {}; new XenStore nodes: {new:?}", counts(self), counts(&now))
-        })
-    }
-
-    fn is_again(&self, now: &Footprint) -> bool {
-        now.grants == self.grants
-            && now.event_channels == self.event_channels
-            && now.nodes == self.nodes
-            && now.files == self.files
-            && now.memory <= self.memory + MEMORY_SLACK_KIB
-    }
-}
+use crate::host::Host;
 
 /// Waits until the guest's driver is connected, from outside.
 fn await_connected(host: &Host, domid: u16) -> Result<()> {
@@ -82,14 +16,6 @@ fn await_connected(host: &Host, domid: u16) -> Result<()> {
     host.run(&format!("for i in $(seq 80); do [ \"$({state})\" = 4 ] && exit 0; sleep 1; done; exit 1"))
         .map(drop)
         .with_context(|| format!("domain {domid} does not connect:\n{}", host.radclockd_log().unwrap_or_default()))
-}
-
-/// Waits until no guest's device is left in XenStore.
-fn await_forgotten(host: &Host) -> Result<()> {
-    wait::until("XenStore to forget the guests", COMMAND_LIMIT, || {
-        let left = host.output("xenstore-ls -f | grep -q radclock/", COMMAND_LIMIT)?;
-        Ok((!left.status.success()).then_some(()))
-    })
 }
 
 /// No grant, event channel, XenStore node, file or memory is left, however often a guest comes and is destroyed.
@@ -123,12 +49,7 @@ pub fn a_guest_created_twenty_times_leaves_nothing_behind(lab: &Lab) -> Result<(
 pub fn a_rebooted_guest_gets_the_clock_again_and_leaves_nothing_behind(lab: &Lab) -> Result<()> {
     let host = lab.boot()?;
     host.start_radclockd()?;
-    // The first guest leaves what all later ones use again.
-    let first = host.create("first", Kind::Pvh)?;
-    first.await_synchronized()?;
-    first.destroy()?;
-    await_forgotten(&host)?;
-    let before = Footprint::of(&host)?;
+    let before = Footprint::after_a_first_guest(&host)?;
     for kind in [Kind::Pv, Kind::Pvh] {
         let guest = host.create(kind.name(), kind)?;
         guest.await_synchronized()?;

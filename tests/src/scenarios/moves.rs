@@ -1,0 +1,164 @@
+//! Guests that move between two hosts while something goes wrong: wherever they end up, they have the right time or none, no
+//! move is held up by the clock, and neither host keeps anything of it. Moves that go well are `migration`'s business.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+
+use super::footprint::{Footprint, ensure_no_complaint, ensure_no_complaint_in};
+use super::suspend::{await_connected, ensure_no_clock, ensure_right, start_radclockd_without_clock};
+use crate::command::{self, Background};
+use crate::guest::{Guest, Kind};
+use crate::host::{Host, Pair};
+use crate::{Lab, wait};
+
+const MOVE_LIMIT: Duration = Duration::from_secs(240);
+
+/// Two hosts with synchronised daemons, and what they were before any guest.
+struct Scene<'pair> {
+    pair: &'pair Pair,
+    before: Vec<Footprint>,
+}
+
+impl<'pair> Scene<'pair> {
+    fn begin(pair: &'pair Pair) -> Result<Scene<'pair>> {
+        let mut before = Vec::new();
+        for host in pair.hosts() {
+            host.start_radclockd()?;
+            before.push(Footprint::after_a_first_guest(host)?);
+        }
+        for host in pair.hosts() {
+            host.await_synchronized()?;
+        }
+        Ok(Scene { pair, before })
+    }
+
+    fn create(&self, host: &'pair Host, name: &str, kind: Kind) -> Result<Guest<'pair>> {
+        let guest = host.create(name, kind)?;
+        guest.await_synchronized()?;
+        Ok(guest)
+    }
+
+    /// Ends the guests; both hosts are as before them, and nobody has complained.
+    fn end(self, guests: Vec<Guest>) -> Result<()> {
+        for guest in guests {
+            ensure_no_complaint_in(&guest)?;
+            guest.destroy()?;
+        }
+        for (host, before) in self.pair.hosts().into_iter().zip(&self.before) {
+            ensure_no_complaint(host)?;
+            before.await_again(host)?;
+        }
+        Ok(())
+    }
+}
+
+/// The guest is synchronised, soon, and right.
+fn ensure_clock(guest: &Guest, after: &str) -> Result<()> {
+    let log = || guest.host().radclockd_log().unwrap_or_default();
+    guest.await_synchronized().with_context(log).with_context(|| after.to_owned())?;
+    ensure_right(guest).with_context(|| after.to_owned())
+}
+
+/// Migrates by this command in the source's Dom0, which has to fail and leave the guest running there.
+fn ensure_fails(guest: &Guest, migrate: &str, names: &str) -> Result<()> {
+    let output = guest.host().output(migrate, MOVE_LIMIT)?;
+    let said = String::from_utf8_lossy(&output.stderr).replace('\r', "\n");
+    ensure!(!output.status.success(), "{migrate} went well");
+    ensure!(said.contains(names), "{migrate} should say {names:?}, but says:\n{said}");
+    ensure_clock(guest, &format!("after a migration that failed ({names})"))
+}
+
+/// It loses its connection, finds no memory, or is refused when all of it is there and the source has stopped: it
+/// goes on where it was. So does it if the source's daemon dies, but elsewhere.
+pub fn a_migration_that_fails_resumes_with_the_clock(lab: &Lab) -> Result<()> {
+    let pair = lab.boot_pair()?;
+    let scene = Scene::begin(&pair)?;
+    let mut guest = scene.create(&pair.first, "guest", Kind::Pvh)?;
+
+    // The first pass alone is more than that.
+    let cut = "xl migrate -s '' guest 'head -c 40000000 | socat - TCP:10.9.0.2:7000'";
+    ensure_fails(&guest, cut, "failed")?;
+
+    let free: u32 = pair.second.run("xl info free_memory")?.trim().parse()?;
+    pair.second.run(&format!("guest-create filler pvh {}", free.saturating_sub(100)))?;
+    ensure_fails(&guest, "migrate guest", "failed")?;
+    pair.second.run("xl destroy filler")?;
+
+    // Its name is taken, as the receiver finds out when it is to start it.
+    pair.second.run("guest-create guest pvh && xl pause guest")?;
+    ensure_fails(&guest, "migrate guest", "resum")?;
+    pair.second.run("xl destroy guest")?;
+
+    let migration = Background::start("migrate", &guest.host().expression("migrate guest").stderr_capture())?;
+    wait::until("the guest's arrival", MOVE_LIMIT, || {
+        Ok(pair.second.run("xl list")?.contains("guest--incoming").then_some(()))
+    })?;
+    pair.first.stop_radclockd("KILL")?;
+    let output = wait::until("the migration", MOVE_LIMIT, || migration.ended())?;
+    command::success("migrate, while the source's daemon dies", &output)?;
+    guest.moved_to(&pair.second);
+    ensure_clock(&guest, "after the source's daemon has died")?;
+    pair.first.start_radclockd()?;
+    pair.first.await_synchronized()?;
+    scene.end(vec![guest])
+}
+
+/// Saved here, restored there; then to a host whose daemon is not there, not synchronised, or late; then two at once in
+/// opposite directions.
+pub fn a_guest_gets_the_clock_of_any_host_as_soon_as_that_has_one(lab: &Lab) -> Result<()> {
+    let pair = lab.boot_pair()?;
+    let scene = Scene::begin(&pair)?;
+    let mut pv = scene.create(&pair.first, "pv", Kind::Pv)?;
+    let mut pvh = scene.create(&pair.first, "pvh", Kind::Pvh)?;
+    for guest in [&mut pv, &mut pvh] {
+        let image = format!("/tmp/{}.saved", guest.name());
+        guest.save(&image)?;
+        copy(&pair.first, &pair.second, &image)?;
+        guest.restore(&pair.second, &image)?;
+        ensure_clock(guest, "restored on the other host")?;
+    }
+
+    pair.first.stop_radclockd("TERM")?;
+    pvh.migrate(&pair.first)?;
+    ensure_no_clock(&pvh, 3).context("moved to a host without a daemon")?;
+    start_radclockd_without_clock(&pair.first)?;
+    await_connected(&pvh)?;
+    ensure_no_clock(&pvh, 3).context("on a host whose daemon is not synchronised")?;
+    pvh.migrate(&pair.second)?;
+    ensure_clock(&pvh, "moved away from a daemon that is not synchronised")?;
+    pvh.migrate(&pair.first)?;
+    ensure_no_clock(&pvh, 3).context("moved to a host whose daemon is not synchronised")?;
+    pair.first.stop_radclockd("KILL")?;
+    pair.first.start_radclockd()?;
+    ensure_clock(&pvh, "when the daemon is synchronised at last")?;
+
+    let mut other = scene.create(&pair.second, "other", Kind::Pvh)?;
+    let migrations = [&pvh, &other].map(|guest| {
+        let migrate = format!("migrate {}", guest.name());
+        Background::start(&migrate, &guest.host().expression(&migrate).stderr_capture())
+    });
+    for migration in migrations {
+        let migration = migration?;
+        let output = wait::until("both migrations", MOVE_LIMIT, || migration.ended())?;
+        command::success("one of two migrations at once", &output)?;
+    }
+    pvh.moved_to(&pair.second);
+    other.moved_to(&pair.first);
+    for guest in [&pvh, &other] {
+        ensure_clock(guest, "moved while another guest moved the other way")?;
+    }
+    scene.end(vec![pv, pvh, other])
+}
+
+/// Copies a file to the other host over the network between them, and removes it here.
+fn copy(from: &Host, to: &Host, path: &str) -> Result<()> {
+    let partial = format!("{path}.partial");
+    // Renamed when it is complete: the sender knows only that the receiver's kernel has it.
+    let receive = format!("socat -u TCP-LISTEN:7100,reuseaddr OPEN:{partial},creat,trunc && mv {partial} {path}");
+    let receiver = Background::start("socat", &to.expression(&receive).stderr_capture())?;
+    let address = to.run("ip -4 -o address show dev xenbr0 | sed 's/.* inet \\([0-9.]*\\).*/\\1/'")?;
+    from.run(&format!("socat -u OPEN:{path},rdonly TCP:{}:7100,retry=100,interval=0.1 && rm {path}", address.trim()))?;
+    let output = wait::until("the copy", MOVE_LIMIT, || receiver.ended())?;
+    command::success("socat", &output).map(drop)
+}
