@@ -18,16 +18,19 @@ pub mod guest;
 pub mod host;
 pub mod initramfs;
 pub mod ntp;
+pub mod observer;
 pub mod packages;
 pub mod payload;
 pub mod plot;
 pub mod progress;
 pub mod radclockd;
+pub mod readings;
 pub mod report;
 pub mod scenarios;
 pub mod truth;
 pub mod wait;
 pub mod watch;
+pub mod xen;
 
 use anyhow::Result;
 

@@ -7,11 +7,12 @@ use std::time::Duration;
 
 use anyhow::{Result, bail};
 use clap::{Parser, Subcommand};
+use lab::cache::Cache;
 use lab::host::Host;
 use lab::payload::Parts;
 use lab::progress::Step;
 use lab::scenarios::{self, SCENARIOS};
-use lab::{Lab, demo, experiments, figures, packages, wait};
+use lab::{Lab, demo, experiments, figures, packages, wait, xen};
 
 /// Real Xen hosts in QEMU.
 #[derive(Parser)]
@@ -50,6 +51,15 @@ enum Command {
     },
     /// Install the Debian packages that the lab and the tests need.
     Install,
+    /// Build the hypervisor with our patches, and print where it is.
+    BuildXen {
+        /// The release of Xen: 4.17 or 4.20.
+        #[arg(default_value = xen::RELEASE)]
+        release: String,
+        /// Only see whether the patches apply, with patch and with git am.
+        #[arg(long)]
+        check: bool,
+    },
     /// Name the scenarios.
     List,
     /// Run scenarios: all, or those whose names contain one of NAME.
@@ -94,6 +104,11 @@ fn run(command: Command) -> Result<()> {
             experiments::run(name.as_deref(), out.as_deref(), &experiments::Options { quick, traces })
         }
         Command::Figures { json } => figures::run(&Lab::prepare(Parts::All)?, json.as_deref()),
+        Command::BuildXen { release, check: true } => xen::check(&Cache::open()?, &release),
+        Command::BuildXen { release, check: false } => {
+            println!("{}", xen::build(&Cache::open()?, &release)?.image.display());
+            Ok(())
+        }
         Command::Install => packages::install(),
         Command::List => {
             for scenario in SCENARIOS {

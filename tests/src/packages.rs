@@ -25,15 +25,20 @@ const NEEDED: &[&str] = &[
 
 const LIMIT: Duration = Duration::from_secs(900);
 
-/// Installs what is missing.
+/// Installs what the lab needs and is missing.
 pub fn install() -> Result<()> {
+    require(NEEDED)
+}
+
+/// Installs what is missing of these.
+pub fn require(packages: &[&str]) -> Result<()> {
     let installed = run(
         "dpkg-query",
         &expression("dpkg-query", ["--show", "--showformat=${db:Status-Status} ${Package}\n"]),
         LIMIT,
     )?;
     let installed: BTreeSet<&str> = installed.lines().filter_map(|line| line.strip_prefix("installed ")).collect();
-    let missing: Vec<&str> = NEEDED.iter().copied().filter(|name| !installed.contains(name)).collect();
+    let missing: Vec<&str> = packages.iter().copied().filter(|name| !installed.contains(name)).collect();
     if !missing.is_empty() {
         let step = Step::begin(format!("Installing {}", missing.join(", ")));
         update()?;
