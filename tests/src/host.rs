@@ -25,7 +25,7 @@ const XEN_OPTIONS: &str =
     "console=com1 com1=115200,8n1 dom0_mem=1200M,max:1200M bootscrub=0 spec-ctrl=no,eager-fpu guest_loglvl=all";
 const DOM0_OPTIONS: &str = "console=hvc0 quiet net.ifnames=0 panic=-1 mitigations=off";
 /// Without smap and smep, which Xen's Dom0 does not survive in QEMU 7.2; without la57, pku and pks for speed.
-const CPU: &str = "max,-smap,-smep,-la57,-pku,-pks";
+const CPU: &str = "max,-smap,-smep,-la57,-pku,-pks,-erms,-fsrm";
 const MEMORY: &str = "4G";
 /// Of each of two: enough for Dom0 and a handful of guests.
 const PAIR_MEMORY: &str = "2560M";
