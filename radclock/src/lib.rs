@@ -8,7 +8,7 @@
 //! out in shared memory) → [`reader`] (a counter
 //! reading turned into time, or an error). [`compose`] moves parameters from one counter to another;
 //! [`seqcount`] is the rule by which a page is written and read at once; [`leap`] is about leap seconds;
-//! [`report`] is what a daemon says of itself;
+//! [`disruption`] about warnings of one; [`report`] is what a daemon says of itself;
 //! [`xenbus`] names what stands in XenStore.
 //!
 //! Everything but [`stamp`], [`sync`], [`ensemble`], [`replay`], [`report`] and [`xenbus`] works without the standard
@@ -17,6 +17,7 @@
 
 pub mod clock;
 pub mod compose;
+pub mod disruption;
 #[cfg(feature = "std")]
 pub mod ensemble;
 pub mod leap;

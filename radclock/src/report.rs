@@ -6,6 +6,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::clock::Status;
+use crate::disruption::Disruption;
 use crate::stamp::StampSource;
 use crate::sync::SyncReport;
 
@@ -29,6 +30,13 @@ pub enum Request {
     Detach {
         /// Xen's number of the domain.
         domid: u16,
+    },
+    /// Have a domain's page warn of a disruption, or no longer.
+    Warn {
+        /// Xen's number of the domain.
+        domid: u16,
+        /// In place of the warning before.
+        warning: Option<Disruption>,
     },
 }
 
@@ -125,4 +133,6 @@ pub struct GuestReport {
     pub frontend_state: String,
     /// The generation last pushed to it.
     pub generation: u64,
+    /// What its page warns of.
+    pub warning: Option<Disruption>,
 }

@@ -89,6 +89,10 @@ async fn client(mut stream: UnixStream, shared: &Shared, mut changed: watch::Rec
             Some(guests) => done(guests.detach(domid).await),
             None => no_guests(),
         },
+        Ok(Request::Warn { domid, warning }) => match shared.guests() {
+            Some(guests) => done(guests.warn(domid, warning).await),
+            None => no_guests(),
+        },
         Err(error) => Response::Error { message: format!("not a request: {error}") },
     };
     send(&mut writer, &response).await

@@ -1,6 +1,7 @@
 //! The guests of a host, from what the daemon says and what XenStore says.
 
 use anyhow::bail;
+use radclock::disruption::Disruption;
 use radclock::report::{ClockReport, DaemonStatus, GuestReport};
 use radclock::xenbus::XenbusState;
 use serde::Serialize;
@@ -45,6 +46,8 @@ pub struct Guest {
     pub generation: Option<u64>,
     /// How old these are, s.
     pub age_s: Option<f64>,
+    /// What its page warns of.
+    pub warning: Option<Disruption>,
 }
 
 /// What a guest has of the clock.
@@ -151,6 +154,7 @@ impl Guest {
             generation: pushed.then_some(report.generation),
             // All guests get each update at once, so the age of the newest is the age of theirs.
             age_s: clock.age_s.filter(|_| pushed && report.generation == clock.generation),
+            warning: report.warning,
         }
     }
 
@@ -167,6 +171,7 @@ impl Guest {
             frontend_state: name(domain.frontend),
             generation: None,
             age_s: None,
+            warning: None,
         }
     }
 }
@@ -187,6 +192,7 @@ pub mod tests {
             backend_state: backend.into(),
             frontend_state: "Connected".into(),
             generation,
+            warning: (domid == 1).then_some(Disruption::Imminent),
         };
         DaemonStatus {
             version: "0.1.0".into(),

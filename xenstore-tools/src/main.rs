@@ -16,10 +16,11 @@ use std::process::ExitCode;
 
 use anyhow::{Context, bail};
 use clap::{Parser, Subcommand};
+use radclock::disruption::Disruption;
 use radclock::report::{DEFAULT_SOCKET, Request};
 
 use crate::daemon::Daemon;
-use crate::guests::Host;
+use crate::guests::{Guest, Host};
 
 /// Shows and steers how a Xen host shares its clock with its guests.
 #[derive(Debug, Parser)]
@@ -55,6 +56,17 @@ enum Command {
     Detach {
         /// Its number, name or UUID
         domain: String,
+    },
+    /// Warn a guest of a disruption: of one within a day, unless told otherwise
+    PrepareMigration {
+        /// Its number, name or UUID
+        domain: String,
+        /// Of one within an hour
+        #[arg(long, conflicts_with = "cancel")]
+        imminent: bool,
+        /// Take the warning back
+        #[arg(long)]
+        cancel: bool,
     },
     /// Look for what is missing on this host or in this guest, and say what to do
     Doctor,
@@ -94,6 +106,14 @@ fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
         })?,
         Command::Attach { domain } => change(&daemon, domain, true, json)?,
         Command::Detach { domain } => change(&daemon, domain, false, json)?,
+        Command::PrepareMigration { domain, imminent, cancel } => {
+            let warning = match (imminent, cancel) {
+                (_, true) => None,
+                (true, false) => Some(Disruption::Imminent),
+                (false, false) => Some(Disruption::Soon),
+            };
+            warn(&daemon, domain, warning, json)?;
+        }
         Command::Doctor => {
             let diagnosis = doctor::examine(&daemon);
             output::print(&if json { output::json(&diagnosis)? } else { diagnosis.to_string() })?;
@@ -110,19 +130,41 @@ fn warn_without_daemon(host: &Host) {
 }
 
 fn change(daemon: &Daemon, domain: &str, attach: bool, json: bool) -> anyhow::Result<()> {
-    let status = daemon.status()?;
-    if !status.xen {
-        bail!("radclockd runs with --local: there are no guests");
-    }
-    let host = Host::new(Some(status), store::domains().unwrap_or_default(), None);
-    let guest = host.find(domain)?;
+    let guest = find(daemon, domain)?;
     let domid = guest.domid;
-    daemon
-        .order(&if attach { Request::Attach { domid } } else { Request::Detach { domid } })
-        .with_context(|| format!("domain {domid} ({})", guest.name))?;
+    order(daemon, &guest, &if attach { Request::Attach { domid } } else { Request::Detach { domid } })?;
     output::print(&if json {
         output::json_line(&serde_json::json!({ "domid": domid, "name": guest.name, "attached": attach }))?
     } else {
         format!("domain {domid} ({}) {}\n", guest.name, if attach { "attached" } else { "detached" })
     })
+}
+
+fn warn(daemon: &Daemon, domain: &str, warning: Option<Disruption>, json: bool) -> anyhow::Result<()> {
+    let guest = find(daemon, domain)?;
+    let domid = guest.domid;
+    order(daemon, &guest, &Request::Warn { domid, warning })?;
+    output::print(&if json {
+        output::json_line(&serde_json::json!({ "domid": domid, "name": guest.name, "warning": warning }))?
+    } else {
+        let told = match warning {
+            Some(Disruption::Soon) => "warned: a disruption within a day",
+            Some(Disruption::Imminent) => "warned: a disruption within an hour",
+            None => "no longer warned",
+        };
+        format!("domain {domid} ({}) {told}\n", guest.name)
+    })
+}
+
+fn find(daemon: &Daemon, domain: &str) -> anyhow::Result<Guest> {
+    let status = daemon.status()?;
+    if !status.xen {
+        bail!("radclockd runs with --local: there are no guests");
+    }
+    let host = Host::new(Some(status), store::domains().unwrap_or_default(), None);
+    host.find(domain).cloned()
+}
+
+fn order(daemon: &Daemon, guest: &Guest, request: &Request) -> anyhow::Result<()> {
+    daemon.order(request).with_context(|| format!("domain {} ({})", guest.domid, guest.name))
 }

@@ -50,7 +50,7 @@ pub fn list(host: &Host) -> String {
         return text;
     }
     let mut table = Table::new();
-    table.load_preset(presets::NOTHING).set_header(["ID", "NAME", "KIND", "CLOCK", "FRONTEND", "AGE"]);
+    table.load_preset(presets::NOTHING).set_header(["ID", "NAME", "KIND", "CLOCK", "FRONTEND", "AGE", "DISRUPTION"]);
     for guest in &host.guests {
         table.add_row([
             guest.domid.to_string(),
@@ -59,6 +59,7 @@ pub fn list(host: &Host) -> String {
             guest.state.to_string(),
             guest.frontend_state.clone(),
             guest.age_s.map_or_else(|| "-".into(), seconds),
+            guest.warning.map_or_else(|| "-".into(), |warning| warning.to_string()),
         ]);
     }
     for column in [0, 5] {
@@ -96,6 +97,9 @@ pub fn guest(guest: &Guest, nodes: &[(String, String)]) -> String {
     if let Some(age) = guest.age_s {
         rows.push(("age".into(), seconds(age)));
     }
+    if let Some(warning) = guest.warning {
+        rows.push(("disruption".into(), warning.to_string()));
+    }
     rows.extend(nodes.iter().cloned());
     let width = rows.iter().map(|(name, _)| name.len()).max().unwrap_or(0);
     rows.iter().fold(String::new(), |mut text, (name, value)| {
@@ -132,9 +136,9 @@ mod tests {
         let lines: Vec<&str> = list.lines().collect();
         assert_eq!(lines[0], "clock synchronized, 1795000000.123456789 ± 12.3 µs, parameters 3.2 s old");
         let words = |line: usize| lines[line].split_whitespace().collect::<Vec<_>>();
-        assert_eq!(words(1), ["ID", "NAME", "KIND", "CLOCK", "FRONTEND", "AGE"]);
-        assert_eq!(words(2), ["1", "db", "PVH", "connected", "Connected", "3.2", "s"]);
-        assert_eq!(words(4), ["3", "7", "?", "detached", "Connected", "-"]);
+        assert_eq!(words(1), ["ID", "NAME", "KIND", "CLOCK", "FRONTEND", "AGE", "DISRUPTION"]);
+        assert_eq!(words(2), ["1", "db", "PVH", "connected", "Connected", "3.2", "s", "imminent"]);
+        assert_eq!(words(4), ["3", "7", "?", "detached", "Connected", "-", "-"]);
         assert_eq!(lines.len(), 7);
     }
 
@@ -146,5 +150,6 @@ mod tests {
         assert_eq!(value["nodes"]["backend/page-ref"], "8");
         assert_eq!(value["kind"], "PVH");
         assert_eq!(value["state"], "connected");
+        assert_eq!(value["warning"], "imminent");
     }
 }

@@ -10,6 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use radclock::disruption::{self, Disruption};
 use radclock::page::Page;
 use radclock::report::GuestReport;
 use radclock::xenbus::{self, XenbusState};
@@ -23,6 +24,7 @@ use super::event::Port;
 use super::grant::GrantedPage;
 use super::policy::GuestPolicy;
 use super::store::{Changes, Domain, Identity, Store, Watch};
+use super::warning::{self, Warnings};
 
 /// Domains are looked for at least so often, whatever the watches say: a domain's nodes may go after the event that
 /// announces it, and names change without one.
@@ -46,6 +48,7 @@ type Reply = oneshot::Sender<Result<(), String>>;
 enum Command {
     Attach(u16, Reply),
     Detach(u16, Reply),
+    Warn(u16, Option<Disruption>, Reply),
     Shutdown(oneshot::Sender<()>),
 }
 
@@ -65,6 +68,23 @@ struct Board {
 struct Offer {
     grant: GrantedPage,
     port: Port,
+    warning: Option<Disruption>,
+}
+
+impl Offer {
+    /// Writes a page that is the same for all guests, with what only this one is told.
+    fn write(&self, page: &Page) {
+        let Some(warning) = self.warning else { return self.grant.page().write(page) };
+        let mut page = *page;
+        disruption::warn(&mut page, Some(warning));
+        self.grant.page().write(&page);
+    }
+
+    fn notify(&self, domid: u16) {
+        if let Err(error) = self.port.notify() {
+            debug!("domain {domid}: cannot send an event: {error}");
+        }
+    }
 }
 
 impl Shared {
@@ -110,6 +130,7 @@ impl Guests {
             guests: BTreeMap::new(),
             epoch: Instant::now(),
             rescan_at: Instant::now(),
+            appeared: Instant::now(),
             disconnected: false,
         };
         // Now rather than in the task, so that a XenStore that does not answer is an error here.
@@ -126,12 +147,10 @@ impl Guests {
         let mut board = self.shared.board();
         board.page = *page;
         for offer in board.offers.values() {
-            offer.grant.page().write(page);
+            offer.write(page);
         }
         for (domid, offer) in &board.offers {
-            if let Err(error) = offer.port.notify() {
-                debug!("domain {domid}: cannot send an event: {error}");
-            }
+            offer.notify(*domid);
         }
     }
 
@@ -151,6 +170,16 @@ impl Guests {
     /// One line for a person.
     pub async fn detach(&self, domid: u16) -> Result<(), String> {
         self.command(|reply| Command::Detach(domid, reply)).await
+    }
+
+    /// Has a guest's page warn of a disruption, in place of what it warned of before, until the guest goes on after
+    /// one, the warning's time has passed, or it is taken back.
+    ///
+    /// # Errors
+    ///
+    /// One line for a person.
+    pub async fn warn(&self, domid: u16, warning: Option<Disruption>) -> Result<(), String> {
+        self.command(|reply| Command::Warn(domid, warning, reply)).await
     }
 
     async fn command(&self, command: impl FnOnce(Reply) -> Command) -> Result<(), String> {
@@ -185,35 +214,62 @@ impl Guests {
     }
 }
 
+/// A node that a guest may write as often as it likes, and that is read at most every [`READ_SPACING`].
+#[derive(Default)]
+struct Spaced {
+    /// It has been written, and is to be read at that time.
+    due: Option<Instant>,
+    last: Option<Instant>,
+}
+
+impl Spaced {
+    fn written(&mut self, now: Instant) {
+        let spaced = self.last.map_or(now, |last| last + READ_SPACING);
+        self.due.get_or_insert(now.max(spaced));
+    }
+
+    fn is_due(&self, now: Instant) -> bool {
+        self.due.is_some_and(|at| at <= now)
+    }
+
+    fn read(&mut self) {
+        *self = Spaced { due: None, last: Some(Instant::now()) };
+    }
+}
+
 /// One domain.
 struct Guest {
+    /// When there was first a sign of it.
+    appeared: Instant,
     domain: Domain,
     device: Device,
     /// What the administrator said, over the policy.
     wish: Option<bool>,
     backend: XenbusState,
     frontend: Frontend,
-    /// Made with the first offer, ends with the domain.
-    watch: Option<Watch>,
-    /// Its state has been written, and is to be read at that time.
-    read_at: Option<Instant>,
-    last_read: Option<Instant>,
+    warnings: Warnings,
+    /// Made with the first offer, end with the domain.
+    watches: Option<[Watch; 2]>,
+    state: Spaced,
+    request: Spaced,
     /// Who waits for the offer to stand, or for the device to be gone.
     attaching: Vec<Reply>,
     detaching: Vec<Reply>,
 }
 
 impl Guest {
-    fn new(domain: Domain) -> Guest {
+    fn new(domain: Domain, appeared: Instant) -> Guest {
         Guest {
+            appeared,
             domain,
             device: Device::new(),
             wish: None,
             backend: XenbusState::Unknown,
             frontend: Frontend::Absent,
-            watch: None,
-            read_at: None,
-            last_read: None,
+            warnings: Warnings::default(),
+            watches: None,
+            state: Spaced::default(),
+            request: Spaced::default(),
             attaching: Vec::new(),
             detaching: Vec::new(),
         }
@@ -240,6 +296,7 @@ impl Guest {
             backend_state: self.backend.to_string(),
             frontend_state: frontend.to_string(),
             generation: 0,
+            warning: self.warnings.level().filter(|_| self.device.is_attached()),
         }
     }
 }
@@ -251,11 +308,13 @@ struct Manager {
     shared: Arc<Shared>,
     store: Store,
     changes: Arc<Changes>,
-    domain_watches: Option<[Watch; 2]>,
+    domain_watches: Option<[Watch; 3]>,
     guests: BTreeMap<u16, Guest>,
     /// From where the devices' time counts.
     epoch: Instant,
     rescan_at: Instant,
+    /// Since when the domains that are found now may have been there.
+    appeared: Instant,
     /// XenStore is lost.
     disconnected: bool,
 }
@@ -270,6 +329,7 @@ impl Manager {
                 command = commands.recv() => match command {
                     Some(Command::Attach(domid, reply)) => self.attach(domid, reply).await,
                     Some(Command::Detach(domid, reply)) => self.detach(domid, reply).await,
+                    Some(Command::Warn(domid, warning, reply)) => self.announce(domid, warning, reply).await,
                     Some(Command::Shutdown(done)) => {
                         self.shutdown().await;
                         // Whoever asked may have stopped waiting.
@@ -294,8 +354,9 @@ impl Manager {
             return self.rescan_at;
         }
         let guests = self.guests.values();
-        let deadlines = guests.clone().filter_map(|guest| guest.device.deadline()).map(|at| self.epoch + at);
-        let reads = guests.filter_map(|guest| guest.read_at);
+        let deadlines = guests.clone().flat_map(|guest| [guest.device.deadline(), guest.warnings.deadline()]);
+        let deadlines = deadlines.flatten().map(|at| self.epoch + at);
+        let reads = guests.flat_map(|guest| [guest.state.due, guest.request.due]).flatten();
         deadlines.chain(reads).chain([self.rescan_at]).min().expect("there is the next scan at least")
     }
 
@@ -303,28 +364,41 @@ impl Manager {
     async fn turn(&mut self) {
         let pending = self.changes.take();
         let now = Instant::now();
-        if pending.domains {
+        self.appeared = pending.domains.unwrap_or(now);
+        if pending.domains.is_some() {
             self.rescan_at = now;
         }
         for domid in pending.frontends {
             if let Some(guest) = self.guests.get_mut(&domid) {
-                let spaced = guest.last_read.map_or(now, |last| last + READ_SPACING);
-                guest.read_at.get_or_insert(now.max(spaced));
+                guest.state.written(now);
+            }
+        }
+        for domid in pending.requests {
+            if let Some(guest) = self.guests.get_mut(&domid) {
+                guest.request.written(now);
             }
         }
         if now >= self.rescan_at {
-            self.rescan_at = now + if pending.domains { RESCAN_AFTER_EVENT } else { RESCAN };
+            self.rescan_at = now + if pending.domains.is_some() { RESCAN_AFTER_EVENT } else { RESCAN };
             let scanned = self.reconnect_and_scan().await;
             self.check(scanned);
         }
         if self.disconnected {
             return;
         }
-        for domid in self.due(now, |guest, now| guest.read_at.is_some_and(|at| at <= now)) {
+        // A guest acknowledges a request at once: whoever is to see that must be quick.
+        for domid in self.due(now, |guest, now| guest.request.is_due(now)) {
+            let read = self.read_request(domid).await;
+            self.check(read);
+        }
+        for domid in self.due(now, |guest, now| guest.state.is_due(now)) {
             let read = self.read_frontend(domid).await;
             self.check(read);
         }
         let epoch = self.epoch;
+        for domid in self.due(now, |guest, now| guest.warnings.deadline().is_some_and(|at| epoch + at <= now)) {
+            self.warn(domid, warning::Event::Tick);
+        }
         for domid in self.due(now, |guest, now| guest.device.deadline().is_some_and(|at| epoch + at <= now)) {
             self.step(domid, Event::Tick).await;
         }
@@ -351,8 +425,8 @@ impl Manager {
     async fn connect_watches(&mut self) -> Result<(), XenError> {
         self.domain_watches = Some(self.store.watch_domains().await?);
         for (domid, guest) in &mut self.guests {
-            if guest.watch.is_some() {
-                guest.watch = Some(self.store.watch_frontend(*domid).await?);
+            if guest.watches.is_some() {
+                guest.watches = Some(self.store.watch_guest(*domid).await?);
             }
         }
         Ok(())
@@ -401,7 +475,8 @@ impl Manager {
             self.forget(domid).await;
         }
         let Some(domain) = domain else { return Ok(()) };
-        let guest = self.guests.entry(domid).or_insert_with(|| Guest::new(domain.clone()));
+        let appeared = self.appeared;
+        let guest = self.guests.entry(domid).or_insert_with(|| Guest::new(domain.clone(), appeared));
         guest.domain = domain;
         match (guest.wanted(&self.policy), guest.device.is_attached()) {
             (true, false) => self.step(domid, Event::Attach).await,
@@ -413,18 +488,67 @@ impl Manager {
 
     async fn read_frontend(&mut self, domid: u16) -> Result<(), XenError> {
         let Some(guest) = self.guests.get_mut(&domid) else { return Ok(()) };
-        guest.read_at = None;
-        guest.last_read = Some(Instant::now());
+        guest.state.read();
         let frontend = self.store.frontend(domid).await?;
         if frontend == Frontend::Absent {
             // Removed by the guest, or with the whole domain.
             self.look_at(domid).await?;
         }
         if let Some(guest) = self.guests.get_mut(&domid) {
+            // A driver says it again when its guest goes on after a suspend.
+            let goes_on = frontend == Frontend::State(XenbusState::Connected) && frontend == guest.frontend;
             guest.frontend = frontend;
             self.step(domid, Event::Frontend(frontend)).await;
+            if goes_on {
+                self.warn(domid, warning::Event::GoesOn);
+            }
         }
         Ok(())
+    }
+
+    async fn read_request(&mut self, domid: u16) -> Result<(), XenError> {
+        let Some(guest) = self.guests.get_mut(&domid) else { return Ok(()) };
+        guest.request.read();
+        if self.store.is_suspend_requested(domid).await? {
+            self.warn(domid, warning::Event::Suspending);
+        }
+        Ok(())
+    }
+
+    /// Feeds an event to a guest's warnings, and has its page say what they come to.
+    fn warn(&mut self, domid: u16, event: warning::Event) {
+        let now = Instant::now().duration_since(self.epoch);
+        let Some(guest) = self.guests.get_mut(&domid) else { return };
+        if !guest.warnings.step(now, event) {
+            return;
+        }
+        let warning = guest.warnings.level();
+        let name = &guest.domain.name;
+        match warning {
+            Some(warning) => info!("domain {domid} ({name}): warned, a disruption is {warning}"),
+            None => info!("domain {domid} ({name}): no longer warned of a disruption"),
+        }
+        let mut board = self.shared.board();
+        let page = board.page;
+        if let Some(offer) = board.offers.get_mut(&domid) {
+            offer.warning = warning;
+            offer.write(&page);
+            offer.notify(domid);
+        }
+    }
+
+    async fn announce(&mut self, domid: u16, warning: Option<Disruption>, reply: Reply) {
+        let result = match self.guests.get(&domid) {
+            None => Err(format!("there is no domain {domid}")),
+            Some(guest) if warning.is_some() && !guest.device.is_attached() => {
+                Err("it does not have the clock: radclock-ctl attach".to_string())
+            }
+            Some(_) => {
+                self.warn(domid, warning::Event::Announced(warning));
+                Ok(())
+            }
+        };
+        answer(vec![reply], &result);
     }
 
     /// A domain is gone.
@@ -454,6 +578,7 @@ impl Manager {
                 (Action::Offer, Ok(())) => {
                     guest.device.step(now(), Event::Offered);
                     info!("domain {domid} ({}): offered the clock", guest.domain.name);
+                    debug!("domain {domid}: attached {:?} after it appeared", guest.appeared.elapsed());
                     answer(std::mem::take(&mut guest.attaching), &Ok(()));
                 }
                 (Action::Offer, Err(error)) => {
@@ -480,15 +605,16 @@ impl Manager {
         let Some(guest) = self.guests.get_mut(&domid) else { return Ok(()) };
         match action {
             Action::Offer => {
-                if guest.watch.is_none() {
-                    guest.watch = Some(self.store.watch_frontend(domid).await?);
+                if guest.watches.is_none() {
+                    guest.watches = Some(self.store.watch_guest(domid).await?);
                 }
-                let offer = Offer { grant: GrantedPage::new(domid)?, port: Port::new(domid)? };
+                let warning = guest.warnings.level();
+                let offer = Offer { grant: GrantedPage::new(domid)?, port: Port::new(domid)?, warning };
                 let (page_ref, port) = (offer.grant.reference(), offer.port.number());
                 {
                     // From here on it is kept up to date: it is right before anybody can learn of it.
                     let mut board = self.shared.board();
-                    offer.grant.page().write(&board.page);
+                    offer.write(&board.page);
                     board.offers.insert(domid, offer);
                 }
                 let written = self.store.offer(domid, &guest.domain.vm, page_ref, port, &self.identity).await;

@@ -11,6 +11,7 @@ mod policy;
 mod store;
 mod system_time;
 mod transaction;
+mod warning;
 
 use std::fs::{File, OpenOptions};
 use std::io;

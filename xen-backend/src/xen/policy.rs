@@ -4,8 +4,9 @@ use std::fmt;
 
 use serde::de::{Deserialize, Deserializer, Error, SeqAccess, Visitor};
 
-/// What libxl appends to a domain's name while it is being received from another host.
-const INCOMING: &str = "--incoming";
+/// What xl appends to a domain's name while it is being received from another host, and on the sending host while the
+/// other one is told to start it.
+const MOVING: [&str; 2] = ["--incoming", "--migratedaway"];
 
 /// Which guests are offered the clock: `"all"`, `"none"`, or a list of names and UUIDs.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -22,7 +23,7 @@ pub enum GuestPolicy {
 impl GuestPolicy {
     /// Whether a guest is to have the clock. UUIDs are compared without regard to case.
     pub fn wants(&self, name: &str, uuid: &str) -> bool {
-        let name = name.strip_suffix(INCOMING).unwrap_or(name);
+        let name = MOVING.iter().find_map(|suffix| name.strip_suffix(suffix)).unwrap_or(name);
         match self {
             GuestPolicy::All => true,
             GuestPolicy::None => false,
@@ -106,9 +107,10 @@ mod tests {
     }
 
     #[test]
-    fn a_guest_on_its_way_in_is_known_by_its_name() {
+    fn a_guest_on_its_way_is_known_by_its_name() {
         let policy = GuestPolicy::List(vec!["db".into()]);
         assert!(policy.wants("db--incoming", ""));
+        assert!(policy.wants("db--migratedaway", ""));
         assert!(!policy.wants("db--incoming--incoming", ""));
     }
 }

@@ -16,6 +16,7 @@ use futures_core::Stream;
 use radclock::xenbus::{self, XenbusState, node};
 use tokio::sync::{Notify, oneshot};
 use tokio::task::JoinHandle;
+use tokio::time::Instant;
 use xenstore_rs::tokio::XsTokio;
 use xenstore_rs::{AsyncWatch, AsyncXs};
 
@@ -47,6 +48,14 @@ pub struct Domain {
     pub name: String,
 }
 
+/// Where libxl keeps what it knows of a domain. It makes a domain's directory when it makes the domain, long before
+/// that is introduced to xenstored: for one that is being restored or received, before its memory arrives.
+const LIBXL: &str = "/libxl";
+/// What a domain is asked to do (`shutdown`, `suspend` and the like); it answers by clearing the node.
+const CONTROL_SHUTDOWN: &str = "control/shutdown";
+/// It is to suspend, to be saved or migrated.
+const SUSPEND: &str = "suspend";
+
 /// A connection to XenStore.
 pub struct Store {
     xs: XsTokio,
@@ -63,10 +72,12 @@ pub struct Changes {
 /// What has changed.
 #[derive(Debug, Default)]
 pub struct Pending {
-    /// Domains came or went.
-    pub domains: bool,
+    /// Domains came or went, first at that time.
+    pub domains: Option<Instant>,
     /// The frontends of these domains wrote their state.
     pub frontends: BTreeSet<u16>,
+    /// These domains were asked to do something, or answered.
+    pub requests: BTreeSet<u16>,
 }
 
 impl Changes {
@@ -100,24 +111,41 @@ impl Store {
         Ok(Store { xs: XsTokio::new().await.map_err(XenError::NoXenStore)?, changes })
     }
 
-    /// Watches domains coming and going.
-    pub async fn watch_domains(&self) -> Result<[Watch; 2], XenError> {
+    /// Watches domains coming and going. With libxl they come when they are made, else when they are introduced.
+    pub async fn watch_domains(&self) -> Result<[Watch; 3], XenError> {
+        let mark = |pending: &mut Pending| {
+            pending.domains.get_or_insert_with(Instant::now);
+        };
         Ok([
-            self.watch("@introduceDomain", |pending| pending.domains = true).await?,
-            self.watch("@releaseDomain", |pending| pending.domains = true).await?,
+            self.watch("@introduceDomain", move |_, pending| mark(pending)).await?,
+            self.watch("@releaseDomain", move |_, pending| mark(pending)).await?,
+            self.watch(LIBXL, move |path, pending| {
+                if is_libxl_domain(path) {
+                    mark(pending);
+                }
+            })
+            .await?,
         ])
     }
 
-    /// Watches a guest's frontend state.
-    pub async fn watch_frontend(&self, domid: u16) -> Result<Watch, XenError> {
-        let path = format!("{}/{}", xenbus::frontend_dir(domid), node::STATE);
-        self.watch(&path, move |pending| {
-            pending.frontends.insert(domid);
-        })
-        .await
+    /// Watches a guest's frontend state, and what the guest is asked to do.
+    pub async fn watch_guest(&self, domid: u16) -> Result<[Watch; 2], XenError> {
+        let state = format!("{}/{}", xenbus::frontend_dir(domid), node::STATE);
+        let request = format!("{}/{CONTROL_SHUTDOWN}", xenbus::domain_dir(domid));
+        Ok([
+            self.watch(&state, move |_, pending| {
+                pending.frontends.insert(domid);
+            })
+            .await?,
+            self.watch(&request, move |_, pending| {
+                pending.requests.insert(domid);
+            })
+            .await?,
+        ])
     }
 
-    async fn watch(&self, path: &str, mark: impl Fn(&mut Pending) + Send + 'static) -> Result<Watch, XenError> {
+    /// `mark` is given the path of each event.
+    async fn watch(&self, path: &str, mark: impl Fn(&str, &mut Pending) + Send + 'static) -> Result<Watch, XenError> {
         let mut events = limit("watch", path, self.xs.watch(path)).await?;
         let changes = self.changes.clone();
         let (stop, mut stopped) = oneshot::channel::<()>();
@@ -125,7 +153,7 @@ impl Store {
             loop {
                 tokio::select! {
                     event = poll_fn(|cx| Pin::new(&mut events).poll_next(cx)) => match event {
-                        Some(_) => changes.mark(&mark),
+                        Some(path) => changes.mark(|pending| mark(&path, pending)),
                         None => return,
                     },
                     _ = &mut stopped => break,
@@ -184,6 +212,17 @@ impl Store {
             }
         });
         state.await
+    }
+
+    /// Whether a guest is asked to suspend and has not answered yet.
+    pub async fn is_suspend_requested(&self, domid: u16) -> Result<bool, XenError> {
+        let request = self.read(&format!("{}/{CONTROL_SHUTDOWN}", xenbus::domain_dir(domid))).await;
+        match request {
+            Ok(request) => Ok(request.as_deref() == Some(SUSPEND)),
+            // Not UTF-8: the guest may write there.
+            Err(XenError::Store { source, .. }) if source.kind() == io::ErrorKind::InvalidData => Ok(false),
+            Err(error) => Err(error),
+        }
     }
 
     async fn read(&self, path: &str) -> Result<Option<String>, XenError> {
@@ -287,6 +326,11 @@ impl Store {
     }
 }
 
+/// Whether a path is that of a domain's directory in [`LIBXL`], not of what lies in it.
+fn is_libxl_domain(path: &str) -> bool {
+    path.strip_prefix(LIBXL).and_then(|rest| rest.strip_prefix('/')).is_some_and(|domid| domid.parse::<u16>().is_ok())
+}
+
 /// A request that must be answered within [`ANSWER`].
 async fn limit<T>(what: &'static str, path: &str, request: impl Future<Output = io::Result<T>>) -> Result<T, XenError> {
     tokio::time::timeout(ANSWER, request)
@@ -304,6 +348,19 @@ impl XenError {
                 matches!(source.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::TimedOut)
             }
             _ => false,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_domains_of_libxl_are_taken_for_domains() {
+        assert!(is_libxl_domain("/libxl/7"));
+        for path in ["/libxl", "/libxl/", "/libxl/7/device", "/libxl/x", "/libxl/70000", "@introduceDomain"] {
+            assert!(!is_libxl_domain(path), "{path}");
         }
     }
 }
