@@ -433,6 +433,7 @@ static void radclock_publish(struct radclock *rc, u8 status, const struct radclo
 	memcpy(ext->host_id, wire->ext.host_id, sizeof(ext->host_id));
 	ext->generation = wire->ext.generation;
 	ext->valid_nanos = valid_nanos;
+	ext->leap_sec = wire->ext.leap_sec;
 
 	/* Pairs with the reader's barrier before it reads seq_count again. */
 	smp_wmb();
