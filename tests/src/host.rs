@@ -76,6 +76,7 @@ struct Booting {
 impl Booting {
     fn start(
         artefacts: &Artefacts,
+        xen: &Path,
         payload: &Payload,
         dir: PathBuf,
         ntp: Rc<NtpServer>,
@@ -89,7 +90,7 @@ impl Booting {
         // Free now; nobody else on this machine is likely to take it within the second.
         let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
         write_ssh_config(&dir, port)?;
-        let qemu = start_qemu(artefacts, &disk, port, &dir, link)?;
+        let qemu = start_qemu(artefacts, xen, &disk, port, &dir, link)?;
         Ok(Booting { dir, qemu, ntp })
     }
 
@@ -110,8 +111,8 @@ impl Booting {
 }
 
 impl Pair {
-    /// Boots two hosts at once, up to Dom0s that take commands and reach each other.
-    pub fn boot(artefacts: &Artefacts, payload: &Payload, run: &RunDir) -> Result<Pair> {
+    /// Boots two hosts at once with this hypervisor, up to Dom0s that take commands and reach each other.
+    pub fn boot(artefacts: &Artefacts, xen: &Path, payload: &Payload, run: &RunDir) -> Result<Pair> {
         let step = Step::begin("Booting two hosts");
         let dirs = [run.host_dir()?, run.host_dir()?];
         let shared = dirs[0].clone();
@@ -120,7 +121,7 @@ impl Pair {
         let mut booting = Vec::new();
         for ((number, dir), rate) in (1..).zip(dirs).zip(rates) {
             let link = Link { number, dir: shared.clone(), rate };
-            booting.push(Booting::start(artefacts, payload, dir, Rc::clone(&ntp), Some(&link))?);
+            booting.push(Booting::start(artefacts, xen, payload, dir, Rc::clone(&ntp), Some(&link))?);
         }
         let mut hosts = booting.into_iter().map(|booting| booting.finish(&step));
         let (Some(first), Some(second)) = (hosts.next(), hosts.next()) else { unreachable!("two were started") };
@@ -146,7 +147,7 @@ impl Host {
         let step = Step::begin("Booting Xen and Dom0");
         let dir = run.host_dir()?;
         let ntp = Rc::new(NtpServer::start(&dir)?);
-        let host = Booting::start(artefacts, payload, dir, ntp, None)?.finish(&step)?;
+        let host = Booting::start(artefacts, &artefacts.xen, payload, dir, ntp, None)?.finish(&step)?;
         step.done();
         Ok(host)
     }
@@ -231,7 +232,14 @@ fn build_rate_shim(dir: &Path) -> Result<PathBuf> {
     Ok(shim)
 }
 
-fn start_qemu(artefacts: &Artefacts, disk: &Path, port: u16, dir: &Path, link: Option<&Link>) -> Result<Background> {
+fn start_qemu(
+    artefacts: &Artefacts,
+    xen: &Path,
+    disk: &Path,
+    port: u16,
+    dir: &Path,
+    link: Option<&Link>,
+) -> Result<Background> {
     let show = |path: &Path| path.display().to_string();
     let log = dir.join("console.log");
     File::create(&log)?;
@@ -267,7 +275,7 @@ fn start_qemu(artefacts: &Artefacts, disk: &Path, port: u16, dir: &Path, link: O
         "-serial".to_owned(),
         format!("file:{}", show(&log)),
         "-kernel".to_owned(),
-        show(&artefacts.xen),
+        show(xen),
         "-append".to_owned(),
         XEN_OPTIONS.to_owned(),
         "-initrd".to_owned(),

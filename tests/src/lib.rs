@@ -41,6 +41,7 @@ use payload::{Parts, Payload};
 
 /// All that it takes to boot hosts.
 pub struct Lab {
+    cache: Cache,
     artefacts: Artefacts,
     payload: Payload,
     run: RunDir,
@@ -52,7 +53,8 @@ impl Lab {
         let cache = Cache::open()?;
         let artefacts = Artefacts::get(&cache)?;
         let payload = Payload::build(&artefacts, parts)?;
-        Ok(Lab { artefacts, payload, run: cache.run_dir()? })
+        let run = cache.run_dir()?;
+        Ok(Lab { cache, artefacts, payload, run })
     }
 
     /// Boots a host, up to a Dom0 that takes commands.
@@ -60,8 +62,10 @@ impl Lab {
         Host::boot(&self.artefacts, &self.payload, &self.run)
     }
 
-    /// Boots two hosts between which guests can migrate. One pair a lab.
+    /// Boots two hosts between which guests can migrate. Their hypervisor is our own build, because Debian's has no
+    /// shadow paging, without which a PV guest cannot migrate live.
     pub fn boot_pair(&self) -> Result<Pair> {
-        Pair::boot(&self.artefacts, &self.payload, &self.run)
+        let xen = xen::build(&self.cache, xen::RELEASE)?;
+        Pair::boot(&self.artefacts, &xen.image, &self.payload, &self.run)
     }
 }

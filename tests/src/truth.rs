@@ -29,7 +29,7 @@ use crate::wait;
 const KEPT: usize = 15;
 /// QEMU reads the TSC without waiting for the load before it, so a reading can seem to be taken before its question was
 /// there, by as long as a cache line takes from one core to another. Brackets are this much wider at both ends, in counts.
-const REORDERING: u64 = 1000;
+pub(crate) const REORDERING: u64 = 1000;
 const FIND_LIMIT: Duration = Duration::from_secs(60);
 /// A measurement goes on until it has so many readings, and a bracket so narrow, in counts of the build machine's TSC
 /// (some 10 µs): a build machine that is busy has neither at once.
@@ -98,22 +98,25 @@ impl Memory {
 
     /// Where the page with this magic is, once it is there.
     pub(crate) fn find(&self, magic: [u64; 2]) -> Result<u64> {
+        wait::until("the probe's page", FIND_LIMIT, || Ok(self.find_all(magic)?.first().copied()))
+    }
+
+    /// Where pages with this magic are now: the probe's own, and copies of it.
+    pub(crate) fn find_all(&self, magic: [u64; 2]) -> Result<Vec<u64>> {
         let magic: Vec<u8> = magic.iter().flat_map(|word| word.to_le_bytes()).collect();
-        wait::until("the probe's page", FIND_LIMIT, || {
-            let mut next = 0;
-            while let Some(range) = self.data_after(next)? {
-                // SAFETY: the file is not truncated while QEMU runs; what changes under the mapping is only compared.
-                let map = unsafe {
-                    let length = (range.end - range.start) as usize;
-                    MmapOptions::new().offset(range.start).len(length).map(&self.file)?
-                };
-                if let Some(page) = map.chunks(PAGE_SIZE).position(|page| page[..16] == magic) {
-                    return Ok(Some(range.start + (page * PAGE_SIZE) as u64));
-                }
-                next = range.end;
-            }
-            Ok(None)
-        })
+        let mut found = Vec::new();
+        let mut next = 0;
+        while let Some(range) = self.data_after(next)? {
+            // SAFETY: the file is not truncated while QEMU runs; what changes under the mapping is only compared.
+            let map = unsafe {
+                let length = (range.end - range.start) as usize;
+                MmapOptions::new().offset(range.start).len(length).map(&self.file)?
+            };
+            let pages = map.chunks(PAGE_SIZE).enumerate().filter(|(_, page)| page[..16] == magic);
+            found.extend(pages.map(|(page, _)| range.start + (page * PAGE_SIZE) as u64));
+            next = range.end;
+        }
+        Ok(found)
     }
 
     /// The next part of the file that is not a hole.

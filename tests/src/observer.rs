@@ -1,0 +1,307 @@
+//! Sees a guest's counter from the build machine, wherever the guest goes: the truth for who reads a clock over
+//! migrations.
+//!
+//! `lab-reader` in the guest owns a page ([`Beacon`]) in which the build machine keeps writing its own TSC, and the guest
+//! answers with its counter. So the counter had that value between question and answer. When the page falls silent the
+//! guest is on its way: the page is looked for in the memory of all hosts until one copy of it beats again.
+//!
+//! Nothing is assumed of what migration does to the counter. Between two answers a few milliseconds apart the counter's
+//! rate is taken to be within [`RATE_SLACK`] of the build machine's TSC.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, anyhow, ensure};
+use lab_agent::{Beacon, tsc};
+use nix::time::{ClockId, clock_gettime};
+
+use crate::guest::Kind;
+use crate::host::Host;
+use crate::truth::{Memory, REORDERING};
+
+/// How far the rates of a guest's counter and of the build machine's TSC may be apart over a few milliseconds. Xen's system
+/// time, which the emulated TSC of a PV guest follows, changes its rate by up to 100 ppm each second; a host's
+/// platform timer is 40 ppm off.
+const RATE_SLACK: f64 = 300e-6;
+/// A page whose beat has not changed for so long is not used any more. Longer than a guest waits for its CPU.
+const SILENT: Duration = Duration::from_millis(300);
+/// Between two bursts of questions, and how many questions are in one.
+const PAUSE: Duration = Duration::from_millis(2);
+const BURST: usize = 4;
+/// How long an answer is waited for within a burst, in counts: some 50 µs.
+const PATIENCE: u64 = 150_000;
+/// How far to look around a counter value for answers that tell what the time was.
+const NEIGHBOURS: usize = 40;
+
+/// The guest's counter had this value between two of the build machine's TSC.
+#[derive(Clone, Copy, Debug)]
+struct Observation {
+    counter: u64,
+    asked: u64,
+    answered: u64,
+}
+
+/// The build machine's `CLOCK_REALTIME`, which its NTP server serves, at a value of its TSC.
+#[derive(Clone, Copy, Debug)]
+struct RealTime {
+    tsc: u64,
+    nanos: i64,
+    uncertainty: u64,
+}
+
+/// An observer at work.
+pub struct Observer {
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<Result<Observed>>>,
+}
+
+/// What an observer saw.
+pub struct Observed {
+    /// By disruption marker, in the order of the counter.
+    counters: BTreeMap<u64, Vec<Observation>>,
+    real_times: Vec<RealTime>,
+    /// How often the page was found anew.
+    pub found: usize,
+}
+
+/// A true time, ns since 1970.
+#[derive(Clone, Copy, Debug)]
+pub struct Interval {
+    /// It was not before this.
+    pub earliest: i64,
+    /// Nor after this.
+    pub latest: i64,
+}
+
+impl Interval {
+    /// Half its width, ns.
+    pub fn tolerance(self) -> i64 {
+        (self.latest - self.earliest) / 2
+    }
+}
+
+impl Observer {
+    /// Begins to look for the page with this magic on these hosts, and to ask.
+    pub fn start(hosts: &[&Host], magic: [u64; 2]) -> Result<Observer> {
+        let memories = hosts.iter().map(|host| Memory::of(host)).collect::<Result<Vec<_>>>()?;
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopped = Arc::clone(&stop);
+        let thread = thread::spawn(move || observe(&memories, magic, &stopped));
+        Ok(Observer { stop, thread: Some(thread) })
+    }
+
+    /// Ends it.
+    pub fn stop(mut self) -> Result<Observed> {
+        self.stop.store(true, Ordering::Relaxed);
+        let thread = self.thread.take().expect("taken only here and when dropped");
+        thread.join().map_err(|_| anyhow!("the observer panicked"))?
+    }
+}
+
+impl Drop for Observer {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// A page that may be the one in use, and its beat when it was last looked at.
+struct Candidate {
+    map: memmap2::MmapRaw,
+    beat: u64,
+}
+
+impl Candidate {
+    fn beacon(&self) -> &Beacon {
+        // SAFETY: the mapping is a page long and aligned, and lives as long as the reference; the struct is all atomics.
+        unsafe { &*self.map.as_ptr().cast::<Beacon>() }
+    }
+
+    fn beats(&mut self, magic: [u64; 2]) -> bool {
+        let beacon = self.beacon();
+        if beacon.magic.each_ref().map(|word| word.load(Ordering::Relaxed)) != magic {
+            return false;
+        }
+        let beat = beacon.beat.load(Ordering::Relaxed);
+        std::mem::replace(&mut self.beat, beat) != beat
+    }
+}
+
+fn observe(memories: &[Memory], magic: [u64; 2], stop: &AtomicBool) -> Result<Observed> {
+    let mut observed = Observed { counters: BTreeMap::new(), real_times: Vec::new(), found: 0 };
+    while !stop.load(Ordering::Relaxed) {
+        let Some(page) = find(memories, magic, stop, &mut observed)? else { break };
+        observed.found += 1;
+        question(page, magic, stop, &mut observed);
+    }
+    observed.note_real_time();
+    for observations in observed.counters.values_mut() {
+        observations.sort_unstable_by_key(|observation| observation.counter);
+    }
+    Ok(observed)
+}
+
+/// The copy of the page that beats. Copies are known before the guest goes on there, so it is found within milliseconds.
+fn find(memories: &[Memory], magic: [u64; 2], stop: &AtomicBool, observed: &mut Observed) -> Result<Option<Candidate>> {
+    while !stop.load(Ordering::Relaxed) {
+        let mut candidates = Vec::new();
+        for memory in memories {
+            for offset in memory.find_all(magic)? {
+                let map = memory.exchange(offset)?;
+                let mut candidate = Candidate { map, beat: 0 };
+                candidate.beats(magic);
+                candidates.push(candidate);
+            }
+        }
+        let looked = Instant::now();
+        while looked.elapsed() < SILENT && !stop.load(Ordering::Relaxed) {
+            observed.note_real_time();
+            thread::sleep(Duration::from_millis(1));
+            if let Some(beating) = candidates.iter_mut().position(|candidate| candidate.beats(magic)) {
+                return Ok(Some(candidates.swap_remove(beating)));
+            }
+        }
+    }
+    Ok(None)
+}
+
+/// Asks until the page falls silent. Asks only when the page has just changed, since memory that is not used for the page
+/// any more must not be written to.
+fn question(mut page: Candidate, magic: [u64; 2], stop: &AtomicBool, observed: &mut Observed) {
+    let mut alive = Instant::now();
+    let mut asked = 0;
+    while !stop.load(Ordering::Relaxed) && alive.elapsed() < SILENT {
+        observed.note_real_time();
+        thread::sleep(PAUSE);
+        if !page.beats(magic) {
+            continue;
+        }
+        alive = Instant::now();
+        let beacon = page.beacon();
+        // The answer to the last burst's last question, if it came late.
+        observed.note_answer(beacon, &mut asked);
+        for _ in 0..BURST {
+            asked = tsc();
+            beacon.question.store(asked, Ordering::Release);
+            while asked != 0 && tsc() - asked < PATIENCE {
+                observed.note_answer(beacon, &mut asked);
+            }
+            if asked != 0 {
+                break;
+            }
+        }
+    }
+}
+
+impl Observed {
+    fn note_answer(&mut self, beacon: &Beacon, asked: &mut u64) {
+        if *asked == 0 || beacon.answer.load(Ordering::Acquire) != *asked {
+            return;
+        }
+        let answered = tsc();
+        let counter = beacon.counter.load(Ordering::Relaxed);
+        let marker = beacon.marker.load(Ordering::Relaxed);
+        self.counters.entry(marker).or_default().push(Observation { counter, asked: *asked, answered });
+        *asked = 0;
+    }
+
+    fn note_real_time(&mut self) {
+        let bracket = || {
+            let before = tsc();
+            let now = clock_gettime(ClockId::CLOCK_REALTIME).expect("every Linux has it");
+            let uncertainty = tsc() - before;
+            let nanos = now.tv_sec() * 1_000_000_000 + now.tv_nsec();
+            RealTime { tsc: before + uncertainty / 2, nanos, uncertainty }
+        };
+        let narrowest = (0..5).map(|_| bracket()).min_by_key(|real| real.uncertainty).expect("some");
+        self.real_times.push(narrowest);
+    }
+
+    /// The true time at a value of the build machine's TSC, ns since 1970, and how far off it may be.
+    fn real_time(&self, tsc: u64) -> Option<(i64, i64)> {
+        let next = self.real_times.partition_point(|real| real.tsc < tsc).clamp(1, self.real_times.len().max(2) - 1);
+        let [before, after] = self.real_times.get(next - 1..=next)? else { return None };
+        let rate = (after.nanos - before.nanos) as f64 / (after.tsc - before.tsc) as f64;
+        let since = tsc.wrapping_sub(before.tsc).cast_signed() as f64 * rate;
+        let uncertainty = before.uncertainty.max(after.uncertainty) as f64 * rate;
+        Some((before.nanos + since.round() as i64, uncertainty.ceil() as i64))
+    }
+
+    /// How many answers there were.
+    pub fn answers(&self) -> usize {
+        self.counters.values().map(Vec::len).sum()
+    }
+
+    /// How the counter of the clock with this marker runs.
+    pub fn relation(&self, marker: u64, kind: Kind) -> Result<Relation<'_>> {
+        let observations =
+            self.counters.get(&marker).with_context(|| format!("no counter was seen at marker {marker:x}"))?;
+        ensure!(
+            observations.len() >= NEIGHBOURS,
+            "the guest answered only {} times at marker {marker:x}",
+            observations.len()
+        );
+        let constant = match kind {
+            Kind::Pv => None,
+            Kind::Pvh => constant(observations),
+        };
+        Ok(Relation { observed: self, observations, constant })
+    }
+}
+
+/// The range of the build machine's TSC less the counter, if it can be a constant: the counter is the machine's own then.
+fn constant(observations: &[Observation]) -> Option<(i64, i64)> {
+    let least = |observation: &Observation| {
+        observation.asked.wrapping_sub(observation.counter).cast_signed() - REORDERING as i64
+    };
+    let most = |observation: &Observation| observation.answered.wrapping_sub(observation.counter).cast_signed();
+    let least = observations.iter().map(least).max()?;
+    let most = observations.iter().map(most).min()?;
+    (least <= most).then_some((least, most))
+}
+
+/// How a guest's counter was related to the true time while one clock lasted.
+pub struct Relation<'observed> {
+    observed: &'observed Observed,
+    observations: &'observed [Observation],
+    constant: Option<(i64, i64)>,
+}
+
+impl Relation<'_> {
+    /// Whether the counter is the build machine's TSC and a constant.
+    pub fn is_constant(&self) -> bool {
+        self.constant.is_some()
+    }
+
+    /// The true time at which the counter had this value.
+    pub fn true_time(&self, counter: u64) -> Result<Interval> {
+        let (earliest, latest) = match self.constant {
+            Some((least, most)) => (counter.wrapping_add_signed(least), counter.wrapping_add_signed(most)),
+            None => self.between_neighbours(counter)?,
+        };
+        let real = |tsc| self.observed.real_time(tsc).context("the observer saw no time");
+        let ((earliest, before), (latest, after)) = (real(earliest)?, real(latest)?);
+        Ok(Interval { earliest: earliest - before, latest: latest + after })
+    }
+
+    /// What all of the answers nearby allow.
+    fn between_neighbours(&self, counter: u64) -> Result<(u64, u64)> {
+        let at = self.observations.partition_point(|observation| observation.counter < counter);
+        let near = &self.observations[at.saturating_sub(NEIGHBOURS)..(at + NEIGHBOURS).min(self.observations.len())];
+        let mut range = (0, u64::MAX);
+        for observation in near {
+            let since = counter.wrapping_sub(observation.counter).cast_signed();
+            let slack = (since.unsigned_abs() as f64 * RATE_SLACK) as u64;
+            let earliest = observation.asked.wrapping_add_signed(since) - slack - REORDERING;
+            let latest = observation.answered.wrapping_add_signed(since) + slack;
+            range = (range.0.max(earliest), range.1.min(latest));
+        }
+        ensure!(range.0 <= range.1, "the counter's rate is off by more than {} ppm", RATE_SLACK * 1e6);
+        Ok(range)
+    }
+}

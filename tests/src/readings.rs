@@ -1,0 +1,277 @@
+//! A process in a guest that reads the clock as fast as it can and notes down every reading, over suspends and
+//! migrations; and the judgement of each of its readings by the truth, see [`crate::observer`].
+
+use std::fmt;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use lab_agent::{Point, Record, RecordKind};
+use zerocopy::FromBytes;
+
+use crate::command;
+use crate::guest::{Guest, Kind};
+use crate::host::{COMMAND_LIMIT, Host};
+use crate::observer::{Interval, Observed, Observer, Relation};
+use crate::{truth, wait};
+
+const LOG: &str = "/run/readings";
+/// The log comes over the guest's console.
+const TAKE_LIMIT: Duration = Duration::from_secs(240);
+/// Within a record the true time may bend away from a straight line by this much: 100 ppm of 10 ms.
+const BEND: i64 = 1_000;
+
+/// A reader at work in a guest.
+pub struct Reader {
+    observer: Observer,
+}
+
+/// What a reader noted down, and what the build machine saw meanwhile.
+pub struct Readings {
+    records: Vec<Record>,
+    observed: Observed,
+}
+
+impl Reader {
+    /// Starts it. `hosts` are those that the guest may come to.
+    pub fn start(guest: &Guest, hosts: &[&Host]) -> Result<Reader> {
+        let magic = truth::random_magic()?;
+        let observer = Observer::start(hosts, magic)?;
+        let reader = format!("lab-reader {:016x}{:016x} {LOG}", magic[1], magic[0]);
+        guest.run(&format!("{reader} > {LOG}.error 2>&1 & echo $! > {LOG}.pid"))?;
+        Ok(Reader { observer })
+    }
+
+    /// Ends it. `guest` tells where it is now.
+    pub fn stop(self, guest: &Guest) -> Result<Readings> {
+        guest.run(&format!("kill $(cat {LOG}.pid)")).with_context(|| {
+            let said = guest.run(&format!("cat {LOG}.error")).unwrap_or_default();
+            format!("the reader has ended: {said}")
+        })?;
+        wait::until("the reader to end", COMMAND_LIMIT, || {
+            let alive = guest.output(&format!("test -d /proc/$(cat {LOG}.pid)"), COMMAND_LIMIT)?;
+            Ok((!alive.status.success()).then_some(()))
+        })?;
+        let observed = self.observer.stop()?;
+        let take = format!("gzip -c {LOG} | base64 -w 4000 && rm {LOG}");
+        let log = command::success(&take, &guest.output(&take, TAKE_LIMIT)?)?;
+        let unpack = command::reading("sh", ["-c", "base64 -d | gzip -dc"], log);
+        let log = command::output("gzip", &unpack, TAKE_LIMIT)?;
+        ensure!(log.status.success(), "the log is damaged: {}", String::from_utf8_lossy(&log.stderr));
+        let records = log.stdout.chunks(size_of::<Record>());
+        let records = records.map(|bytes| Record::read_from_bytes(bytes).ok()).collect::<Option<_>>();
+        Ok(Readings { records: records.context("the log ends in the middle")?, observed })
+    }
+}
+
+/// A reading and the truth.
+#[derive(Clone, Copy, Debug)]
+pub struct Judged {
+    /// As it was read.
+    pub point: Point,
+    /// The true time.
+    pub truth: Interval,
+}
+
+impl Judged {
+    /// Reading less true time, ns.
+    pub fn error(&self) -> i64 {
+        self.point.time as i64 - (self.truth.earliest + self.truth.latest) / 2
+    }
+}
+
+/// From one clock to the next.
+#[derive(Clone, Copy, Debug)]
+pub struct Change {
+    /// The last reading on the old clock.
+    pub last: Judged,
+    /// The first on the new one.
+    pub first: Judged,
+    /// How many errors were read between them.
+    pub errors: u64,
+}
+
+impl Change {
+    /// From the last good reading to the first, ms of true time: how long the guest stood still, and had no clock.
+    pub fn unavailable_ms(&self) -> f64 {
+        (self.first.truth.earliest - self.last.truth.earliest) as f64 / 1e6
+    }
+
+    /// How much more the clock went on than true time, ns.
+    pub fn jump(&self) -> i64 {
+        self.first.error() - self.last.error()
+    }
+
+    /// What the bounds of both readings allow it to be, ns.
+    pub fn allowed(&self) -> i64 {
+        (self.first.point.bound + self.last.point.bound) as i64
+    }
+}
+
+/// What was found of all readings.
+#[derive(Debug, Default)]
+pub struct Verdict {
+    /// How many there were.
+    pub readings: u64,
+    /// How many records of at least one reading that was outside of its bound for certain.
+    pub wrong: u64,
+    /// How many records of readings of which it cannot be told: the truth is not known well enough there.
+    pub undecided: u64,
+    /// How many times there was an error instead.
+    pub errors: u64,
+    /// Readings of a clock after it was said to be disrupted.
+    pub revenants: u64,
+    /// How many records of readings that were before the one before by more than both bounds.
+    pub backwards: u64,
+    /// How far a reading on one clock was before the one before, at most, ns.
+    pub largest_step_back: i64,
+    /// From one clock to the next.
+    pub changes: Vec<Change>,
+    /// The largest error of the readings that were judged one by one, ns.
+    pub largest_error: i64,
+    /// Of the same, the largest error as a part of its bound.
+    pub largest_part: f64,
+    /// The smallest and largest bound, ns.
+    pub bounds: (u64, u64),
+    /// How well the truth was known: the median, and the worst, ns.
+    pub tolerance: (i64, i64),
+    /// What was wrong, for a person: the first few.
+    pub faults: Vec<String>,
+}
+
+impl Readings {
+    /// Judges them. `kind` is the guest's.
+    pub fn judge(&self, kind: Kind) -> Result<Verdict> {
+        ensure!(!self.records.is_empty(), "the reader noted nothing down");
+        let mut verdict = Verdict { bounds: (u64::MAX, 0), ..Verdict::default() };
+        let mut tolerances = Vec::new();
+        let mut relation: Option<(u64, Relation)> = None;
+        let mut last: Option<Judged> = None;
+        let (mut errors, mut disrupted) = (0, None);
+        for record in &self.records {
+            let kind_of_record = RecordKind::new(record.kind).context("a record of an unknown kind")?;
+            if !kind_of_record.is_readable() {
+                verdict.errors += record.count;
+                errors += record.count;
+                if kind_of_record == RecordKind::Unreliable {
+                    disrupted = relation.as_ref().map(|(marker, _)| *marker);
+                }
+                continue;
+            }
+            if disrupted == Some(record.marker) {
+                verdict.revenants += record.count;
+                verdict.fault(|| format!("read on a clock that was said to be disrupted: {record:?}"));
+            }
+            let is_new = relation.as_ref().is_none_or(|(marker, _)| *marker != record.marker);
+            if is_new {
+                relation = Some((record.marker, self.observed.relation(record.marker, kind)?));
+            }
+            let (_, related) = relation.as_ref().expect("set above");
+            let [first, end] = [record.first, record.last]
+                .map(|point| related.true_time(point.counter).map(|truth| Judged { point, truth }));
+            let (first, end) = (first?, end?);
+            verdict.add(record, &first, &end);
+            tolerances.extend([first.truth.tolerance(), end.truth.tolerance()]);
+            if let Some(last) = last
+                && is_new
+            {
+                let change = Change { last, first, errors };
+                verdict.add_change(change);
+            }
+            last = Some(end);
+            errors = 0;
+        }
+        tolerances.sort_unstable();
+        verdict.tolerance = (tolerances[tolerances.len() / 2], tolerances[tolerances.len() - 1]);
+        Ok(verdict)
+    }
+
+    /// How many answers the truth rests on.
+    pub fn answers(&self) -> usize {
+        self.observed.answers()
+    }
+}
+
+impl Verdict {
+    fn fault(&mut self, what: impl FnOnce() -> String) {
+        if self.faults.len() < 10 {
+            self.faults.push(what());
+        }
+    }
+
+    fn add(&mut self, record: &Record, first: &Judged, last: &Judged) {
+        self.readings += record.count;
+        let mut certainly_wrong = false;
+        let mut certainly_right = true;
+        for (judged, line) in [(first, 0), (last, record.line_nanos)] {
+            let line = first.point.time as i64 + line;
+            let (earliest, latest) = (judged.truth.earliest - line, judged.truth.latest - line);
+            certainly_wrong |= latest < record.lower_nanos - BEND || earliest > record.upper_nanos + BEND;
+            certainly_right &= earliest >= record.lower_nanos && latest <= record.upper_nanos;
+            self.largest_error = self.largest_error.max(judged.error().abs());
+            self.largest_part = self.largest_part.max(judged.error().abs() as f64 / judged.point.bound as f64);
+            self.bounds = (self.bounds.0.min(judged.point.bound), self.bounds.1.max(judged.point.bound));
+        }
+        if certainly_wrong {
+            self.wrong += 1;
+            self.fault(|| format!("outside of the bound: {record:?}, first {first:?}, last {last:?}"));
+        } else if !certainly_right {
+            self.undecided += 1;
+            self.fault(|| format!("cannot be told: {record:?}, first {first:?}, last {last:?}"));
+        }
+        self.largest_step_back = self.largest_step_back.max(record.backwards_nanos);
+        if record.overlap_nanos > 0 {
+            self.backwards += 1;
+            self.fault(|| format!("backwards by more than the bounds: {record:?}"));
+        }
+    }
+
+    fn add_change(&mut self, change: Change) {
+        let back = change.last.point.time as i64 - change.first.point.time as i64;
+        if back > change.allowed() {
+            self.backwards += 1;
+            self.fault(|| format!("backwards from one clock to the next by more than the bounds: {change:?}"));
+        }
+        self.changes.push(change);
+    }
+
+    /// The change with the largest jump.
+    pub fn largest_jump(&self) -> Option<&Change> {
+        self.changes.iter().max_by_key(|change| change.jump().abs())
+    }
+
+    /// Fails unless every reading was right, and every jump no larger than its bounds say.
+    pub fn check(&self) -> Result<()> {
+        ensure!(self.faults.is_empty(), "{self}\n{}", self.faults.join("\n"));
+        for change in &self.changes {
+            let tolerance = change.first.truth.tolerance() + change.last.truth.tolerance();
+            ensure!(
+                change.jump().abs() <= change.allowed() + tolerance,
+                "a jump larger than its bounds say: {change:?}"
+            );
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Display for Verdict {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        write!(
+            f,
+            "{} readings, {} records wrong, {} undecided, {} errors, {} revenants, {} backwards, {} changes; \
+             largest error {} ns, {:.0} % of its bound; bounds {} to {} ns; truth within {} ns, at worst {} ns",
+            self.readings,
+            self.wrong,
+            self.undecided,
+            self.errors,
+            self.revenants,
+            self.backwards,
+            self.changes.len(),
+            self.largest_error,
+            self.largest_part * 100.0,
+            self.bounds.0,
+            self.bounds.1,
+            self.tolerance.0,
+            self.tolerance.1
+        )
+    }
+}
