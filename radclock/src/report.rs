@@ -7,6 +7,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::clock::Status;
 use crate::disruption::Disruption;
+use crate::ensemble::Standing;
+use crate::leap::LeapKind;
 use crate::stamp::StampSource;
 use crate::sync::SyncReport;
 
@@ -91,14 +93,20 @@ pub struct ClockReport {
     pub max_error_ns: Option<u64>,
     /// Age of the parameters now, s.
     pub age_s: Option<f64>,
-    /// The algorithm's own figures.
+    /// TAI − UTC now, s, if a leap-second list that has not expired says it.
+    pub tai_offset_s: Option<i16>,
+    /// The leap second at the end of this month.
+    pub leap: Option<LeapKind>,
+    /// What keeps it from being synchronised, or will, in one line.
+    pub problem: Option<String>,
+    /// The algorithm's own figures, of the server with the largest share.
     pub sync: SyncReport,
 }
 
-/// One NTP server.
+/// One NTP server, or PTP hardware clock.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ServerReport {
-    /// As configured, with the port.
+    /// As configured, with the port; of a hardware clock its device.
     pub name: String,
     /// The address in use.
     pub address: Option<String>,
@@ -114,6 +122,37 @@ pub struct ServerReport {
     pub stamps: Option<StampSource>,
     /// The last thing that went wrong, in one line.
     pub last_error: Option<String>,
+    /// What it is held for.
+    pub standing: Standing,
+    /// Its share in the clock, 0 to 1.
+    pub weight: f64,
+    /// Its own clock minus the common one, s.
+    pub offset_s: Option<f64>,
+    /// Bound on the error of its own clock, s.
+    pub bound_s: Option<f64>,
+    /// The algorithm's figures for it.
+    pub sync: SyncReport,
+}
+
+impl ServerReport {
+    /// One that was not heard yet, asked every `poll_s` seconds.
+    pub fn unheard(name: String, poll_s: f64) -> ServerReport {
+        ServerReport {
+            name,
+            address: None,
+            stratum: None,
+            poll_s,
+            reach: 0,
+            rtt_s: None,
+            stamps: None,
+            last_error: None,
+            standing: Standing::Waiting,
+            weight: 0.0,
+            offset_s: None,
+            bound_s: None,
+            sync: SyncReport::default(),
+        }
+    }
 }
 
 /// One guest.

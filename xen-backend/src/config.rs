@@ -6,6 +6,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use radclock::ensemble::MAX_SERVERS;
 use serde::Deserialize;
 use serde::de::{self, Deserializer, Unexpected, Visitor};
 
@@ -40,14 +41,26 @@ pub enum ConfigError {
         /// What is wrong and what is allowed.
         message: String,
     },
+    /// What stands in it does not go together.
+    #[error("{}: {message}", path.display())]
+    Whole {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong and what is allowed.
+        message: String,
+    },
 }
 
 /// The whole configuration.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
-    /// The NTP server to follow.
-    pub server: Server,
+    /// The NTP servers to follow.
+    #[serde(default, deserialize_with = "one_or_several")]
+    pub server: Vec<Server>,
+    /// PTP hardware clocks to follow.
+    #[serde(default)]
+    pub phc: Vec<Phc>,
     /// The clock that is kept.
     #[serde(default)]
     pub clock: ClockConfig,
@@ -74,6 +87,9 @@ pub struct Server {
     /// Whether the first polls follow each other quickly.
     #[serde(default = "yes")]
     pub iburst: bool,
+    /// So many of the name's addresses are followed, each as a server of its own.
+    #[serde(default)]
+    pub pool: Number<1, 8, 1>,
 }
 
 impl Server {
@@ -88,6 +104,34 @@ impl Server {
     }
 }
 
+/// `[[phc]]`
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Phc {
+    /// Its device.
+    pub device: AbsolutePath,
+    /// The scale that it counts.
+    pub timescale: Timescale,
+    /// TAI − UTC for one that counts TAI, s; without it the leap-second list says it.
+    pub tai_offset: Option<Number<0, 100, 37>>,
+    /// Bound on its error against UTC or TAI, ns.
+    #[serde(default)]
+    pub accuracy: Number<1, 1_000_000_000, 1000>,
+    /// How often it is read, s.
+    #[serde(default)]
+    pub poll: Number<1, 1024, 1>,
+}
+
+/// The scale of a PTP hardware clock.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Timescale {
+    /// TAI, as PTP has it.
+    Tai,
+    /// UTC.
+    Utc,
+}
+
 /// `[clock]`
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -98,6 +142,8 @@ pub struct ClockConfig {
     pub time_domain: TimeDomain,
     /// At most how long after its last update the clock counts as synchronised, s.
     pub validity: Number<1, 604_800, 3600>,
+    /// The system's leap-second list.
+    pub leap_seconds: LeapSeconds,
 }
 
 /// `[guests]`
@@ -138,6 +184,33 @@ fn yes() -> bool {
     true
 }
 
+/// `[server]`, or any number of `[[server]]`.
+fn one_or_several<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Server>, D::Error> {
+    struct OneOrSeveral;
+
+    impl<'de> Visitor<'de> for OneOrSeveral {
+        type Value = Vec<Server>;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("a table [server], or several [[server]]")
+        }
+
+        fn visit_map<A: de::MapAccess<'de>>(self, map: A) -> Result<Vec<Server>, A::Error> {
+            Ok(vec![Server::deserialize(de::value::MapAccessDeserializer::new(map))?])
+        }
+
+        fn visit_seq<A: de::SeqAccess<'de>>(self, mut seq: A) -> Result<Vec<Server>, A::Error> {
+            let mut servers = Vec::new();
+            while let Some(server) = seq.next_element()? {
+                servers.push(server);
+            }
+            Ok(servers)
+        }
+    }
+
+    deserializer.deserialize_any(OneOrSeveral)
+}
+
 impl Config {
     /// Reads and checks a file.
     pub fn load(path: &Path) -> Result<Config, ConfigError> {
@@ -153,14 +226,48 @@ impl Config {
 
     /// Checks the text of the file `path`.
     pub fn parse(text: &str, path: &Path) -> Result<Config, ConfigError> {
-        toml::from_str(text).map_err(|error| {
+        let config: Config = toml::from_str(text).map_err(|error| {
             let start = error.span().map_or(0, |span| span.start.min(text.len()));
             ConfigError::Content {
                 path: path.to_owned(),
                 line: text.as_bytes()[..start].iter().filter(|&&byte| byte == b'\n').count() + 1,
                 message: error.message().trim().replace('\n', ": "),
             }
-        })
+        })?;
+        let whole = |message: String| ConfigError::Whole { path: path.to_owned(), message };
+        match config.sources() {
+            0 => Err(whole("there is nothing to follow: name a server in [server], or a [[phc]]".to_owned())),
+            1..=MAX_SERVERS => Ok(config),
+            many => Err(whole(format!("{many} servers and clocks to follow: at most {MAX_SERVERS} are allowed"))),
+        }
+    }
+
+    /// How many servers and clocks are followed, pools counted by their members.
+    pub fn sources(&self) -> usize {
+        self.server.iter().map(|server| server.pool.0 as usize).sum::<usize>() + self.phc.len()
+    }
+}
+
+/// `clock.leap_seconds`: a path, or `"none"`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LeapSeconds(pub Option<PathBuf>);
+
+/// Where Debian has it.
+const LEAP_SECONDS_LIST: &str = "/usr/share/zoneinfo/leap-seconds.list";
+
+impl Default for LeapSeconds {
+    fn default() -> LeapSeconds {
+        LeapSeconds(Some(LEAP_SECONDS_LIST.into()))
+    }
+}
+
+impl<'de> Deserialize<'de> for LeapSeconds {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        match String::deserialize(deserializer)?.as_str() {
+            "none" => Ok(LeapSeconds(None)),
+            path if path.starts_with('/') && !path.contains('\0') => Ok(LeapSeconds(Some(path.into()))),
+            other => Err(de::Error::invalid_value(Unexpected::Str(other), &"an absolute path or \"none\"")),
+        }
     }
 }
 
@@ -282,16 +389,31 @@ mod tests {
     #[test]
     fn the_example_holds_and_shows_every_key_with_its_default() {
         let example = Config::example();
-        let minimal = parse(&format!("[server]\naddress = \"{}\"", example.server.address.0)).unwrap();
+        let minimal = parse(&format!("[server]\naddress = \"{}\"\npool = 4", example.server[0].address.0)).unwrap();
         assert_eq!(example, minimal);
         let shown: String = EXAMPLE
             .lines()
             .map(|line| line.strip_prefix("#").filter(|rest| rest.contains(" = ")).unwrap_or(line))
             .collect::<Vec<_>>()
             .join("\n");
-        for key in
-            ["address", "port", "poll", "iburst", "counter", "time_domain", "validity", "offer", "run_dir", "socket"]
-        {
+        for key in [
+            "address",
+            "port",
+            "poll",
+            "iburst",
+            "pool",
+            "device",
+            "timescale",
+            "tai_offset",
+            "accuracy",
+            "counter",
+            "time_domain",
+            "validity",
+            "leap_seconds",
+            "offer",
+            "run_dir",
+            "socket",
+        ] {
             assert!(shown.lines().any(|line| line.starts_with(&format!("{key} = "))), "{key} is not shown");
         }
     }
@@ -309,7 +431,18 @@ mod tests {
             ("[server]\naddress = \"10.0.0\"", 2, &["IPv4"]),
             ("[server]\naddress = \"\"", 2, &["DNS name"]),
             ("[server]\nport = 123", 1, &["missing field `address`"]),
-            ("", 1, &["missing field `server`"]),
+            ("server = 7", 1, &["7", "[server]", "[[server]]"]),
+            ("[[server]]\naddress = \"a\"\n[[server]]\naddress = \"b\"\npoll = 0", 5, &["`0`", "from 1 to 1024"]),
+            ("[[server]]\naddress = \"a\"\n[[server]]\nport = 1", 3, &["missing field `address`"]),
+            ("[server]\naddress = \"a\"\npool = 9", 3, &["`9`", "from 1 to 8"]),
+            ("[[phc]]\ndevice = \"ptp0\"\ntimescale = \"tai\"", 2, &["\"ptp0\"", "an absolute path"]),
+            ("[[phc]]\ndevice = \"/dev/ptp0\"", 1, &["missing field `timescale`"]),
+            ("[[phc]]\ndevice = \"/dev/ptp0\"\ntimescale = \"gps\"", 3, &["`gps`", "`tai`", "`utc`"]),
+            (
+                "[server]\naddress = \"a\"\n[clock]\nleap_seconds = \"list\"",
+                4,
+                &["\"list\"", "an absolute path or \"none\""],
+            ),
             (
                 "[server]\naddress = \"a\"\n[clock]\ncounter = \"hpet\"",
                 4,
@@ -332,6 +465,23 @@ mod tests {
                 assert!(error.contains(part), "{text:?}: {error} lacks {part}");
             }
         }
+    }
+
+    #[test]
+    fn one_server_or_several_and_clocks_may_be_named() {
+        let server = |name: &str| format!("[[server]]\naddress = \"{name}\"\n");
+        let phc = "[[phc]]\ndevice = \"/dev/ptp0\"\ntimescale = \"utc\"\n";
+        let config = parse(&format!("{}{}{phc}", server("a"), server("b"))).unwrap();
+        assert_eq!((config.server.len(), config.phc.len(), config.sources()), (2, 1, 3));
+        assert_eq!(parse(phc).unwrap().sources(), 1);
+        assert_eq!(
+            parse("").unwrap_err(),
+            "/etc/radclock/radclockd.toml: there is nothing to follow: name a server in [server], or a [[phc]]"
+        );
+        assert_eq!(
+            parse(&format!("{}pool = 8\n{phc}", server("a"))).unwrap_err(),
+            "/etc/radclock/radclockd.toml: 9 servers and clocks to follow: at most 8 are allowed"
+        );
     }
 
     #[test]

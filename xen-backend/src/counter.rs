@@ -18,6 +18,9 @@ pub enum CounterError {
     /// The two clocks did not advance as they should while they were compared.
     #[error("the TSC did not advance against CLOCK_MONOTONIC_RAW: set clock.counter to \"monotonic-raw\"")]
     Calibration,
+    /// Reading after reading was the same, or less.
+    #[error("the counter stands still")]
+    Stopped,
     /// Xen's system time cannot be read.
     #[error("cannot read Xen's system time: {0}")]
     Xen(#[from] std::io::Error),

@@ -5,22 +5,25 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use anyhow::Context;
-use radclock::clock::{Clock, Period, Status};
-use radclock::page::{Content, CounterId, Flags, Page};
-use radclock::report::{ClockReport, DaemonStatus, ServerReport};
-use radclock::sync::{SyncParams, Synchroniser, Verdict};
-use radclock::time::{Counter, Span};
+use radclock::clock::{Period, Status};
+use radclock::page::{Content, CounterId, Page};
+use radclock::report::{DaemonStatus, ServerReport};
+use radclock::sync::SyncParams;
+use radclock::time::Counter;
 use sd_notify::NotifyState;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
-use tokio::time::{Instant, MissedTickBehavior};
+use tokio::time::Instant;
 
-use crate::config::Config;
+use crate::config::{Config, LeapSeconds};
 use crate::counter::{HostCounter, LocalCounter, read_tsc};
-use crate::host::{self, SleepWatch};
-use crate::ntp::client::{Client, Polled};
+use crate::host;
+use crate::keeper::{self, Complaint, Keeper};
+use crate::ntp::client::{Addresses, Client};
 use crate::pages::{PageFile, RunDir};
+use crate::phc::PhcClient;
 use crate::relation::{Relation, Sample};
+use crate::source::Polled;
 use crate::status;
 use crate::xen::{Guests, SystemTime};
 
@@ -54,49 +57,59 @@ pub async fn run(config: Config, local: bool) -> anyhow::Result<()> {
     );
 
     let params = SyncParams { nominal_period, nominal_skew: NOMINAL_SKEW };
+    let list = match &config.clock.leap_seconds.0 {
+        Some(path) => keeper::leap_list(path, config.clock.leap_seconds == LeapSeconds::default())?,
+        None => None,
+    };
+    let validity = config.clock.validity.0 * 1_000_000_000;
+    let mut keeper = Keeper::new(params, config.sources(), list, Arc::clone(&counter), host_id, validity)?;
+    let (polled_sender, mut polled) = mpsc::channel(16);
+    let sources = Sources::open(&config, &counter, period, &polled_sender)?;
+    drop(polled_sender);
+    let socket = config.paths.socket();
+    let listener = status::listen(&socket)?;
     let pages = LocalPages::open(&run_dir, &counter)?;
-    let mut keeper = Keeper::new(params, Arc::clone(&counter), host_id, config.clock.validity.0 * 1_000_000_000)?;
-    keeper.take_over(&pages);
+    if let Some(page) = pages.left_over(host_id, counter.id()) {
+        keeper.take_over(&page);
+    }
     let guests = match &*counter {
-        HostCounter::Xen(_) => Some(
-            Guests::start(config.guests.offer.clone(), host_id, config.clock.time_domain.0.clone(), keeper.page)
-                .await?,
-        ),
+        HostCounter::Xen(_) => {
+            let offer = config.guests.offer.clone();
+            let time_domain = config.clock.time_domain.0.clone();
+            let started = Guests::start(offer, host_id, time_domain, *keeper.page()).await;
+            Some(started.inspect_err(|_| remove_socket(&socket))?)
+        }
         HostCounter::Local(_) => None,
     };
-
-    let (polled_sender, mut polled) = mpsc::channel(16);
-    let client = Client::new(config.server.clone(), Arc::clone(&counter), period, polled_sender)
-        .context("cannot open a UDP socket")?;
+    // From here on nothing can fail, and what is in the run directory is a daemon's.
+    pages.write(&keeper);
     let (changes, changed) = watch::channel(());
+    let servers = sources.reports().map(|report| (report, None)).collect();
     let shared = Arc::new(Shared {
-        state: Mutex::new(State { keeper, pages, server: client.report().clone(), distrusted: None }),
+        state: Mutex::new(State { keeper, pages, servers, problem: None }),
         guests: guests.clone(),
         host_id: host::hex(host_id),
         time_domain: config.clock.time_domain.0.clone(),
         changes,
     });
-    let socket = config.paths.socket();
-    let listener = status::listen(&socket)?;
     tokio::spawn(status::serve(listener, Arc::clone(&shared), changed));
-    tokio::spawn(client.run());
+    sources.start();
 
     let mut stop = [SignalKind::terminate(), SignalKind::interrupt(), SignalKind::hangup()].map(signal);
     let [terminate, interrupt, hangup] = &mut stop;
     let (Ok(terminate), Ok(interrupt), Ok(hangup)) = (terminate, interrupt, hangup) else {
         anyhow::bail!("cannot take signals");
     };
-    let mut tick = tokio::time::interval(TICK);
-    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let tick = tokio::time::sleep(Duration::ZERO);
     let look = tokio::time::sleep(Duration::ZERO);
-    tokio::pin!(look);
-    notify(&[NotifyState::Ready, NotifyState::Status("waiting for the server")]);
+    tokio::pin!(tick, look);
+    notify(&[NotifyState::Ready, NotifyState::Status("waiting for the servers")]);
 
     loop {
         tokio::select! {
             Some(polled) = polled.recv() => shared.polled(polled),
             () = &mut look => look.as_mut().reset(Instant::now() + shared.look()),
-            _ = tick.tick() => shared.tick(),
+            () = &mut tick => tick.as_mut().reset(Instant::now() + shared.tick()),
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
             _ = hangup.recv() => break,
@@ -137,9 +150,59 @@ pub struct Shared {
 struct State {
     keeper: Keeper,
     pages: LocalPages,
-    server: ServerReport,
-    /// What was wrong with the server's last answer.
-    distrusted: Option<&'static str>,
+    /// Each source, and what was wrong with its last answer.
+    servers: Vec<(ServerReport, Option<Complaint>)>,
+    /// What was wrong with the clock at the last look.
+    problem: Option<String>,
+}
+
+/// Servers and hardware clocks, made ready.
+struct Sources {
+    clients: Vec<Client>,
+    phcs: Vec<PhcClient>,
+}
+
+impl Sources {
+    fn open(
+        config: &Config,
+        counter: &Arc<HostCounter>,
+        period: Period,
+        polled: &mpsc::Sender<Polled>,
+    ) -> anyhow::Result<Sources> {
+        let addresses = Addresses::default();
+        let mut clients = Vec::new();
+        for server in &config.server {
+            for _ in 0..server.pool.0 {
+                let client = Client::new(
+                    clients.len(),
+                    server.clone(),
+                    addresses.clone(),
+                    Arc::clone(counter),
+                    period,
+                    polled.clone(),
+                );
+                clients.push(client.context("cannot open a UDP socket")?);
+            }
+        }
+        let phcs = config.phc.iter().enumerate().map(|(index, phc)| {
+            PhcClient::new(clients.len() + index, phc.clone(), Arc::clone(counter), period, polled.clone())
+        });
+        Ok(Sources { phcs: phcs.collect(), clients })
+    }
+
+    fn reports(&self) -> impl Iterator<Item = ServerReport> {
+        let servers = self.clients.iter().map(Client::report);
+        servers.chain(self.phcs.iter().map(PhcClient::report)).cloned()
+    }
+
+    fn start(self) {
+        for client in self.clients {
+            tokio::spawn(client.run());
+        }
+        for phc in self.phcs {
+            tokio::spawn(phc.run());
+        }
+    }
 }
 
 impl Shared {
@@ -158,11 +221,11 @@ impl Shared {
         DaemonStatus {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             pid: std::process::id(),
-            counter: state.keeper.counter.name().to_owned(),
+            counter: state.keeper.counter().name().to_owned(),
             host_id: self.host_id.clone(),
             time_domain: self.time_domain.clone(),
             clock: state.keeper.report(),
-            servers: vec![state.server.clone()],
+            servers: state.reports(),
             guests: self.guests.as_ref().map(Guests::reports).unwrap_or_default(),
             xen: self.guests.is_some(),
         }
@@ -170,26 +233,33 @@ impl Shared {
 
     fn polled(&self, polled: Polled) {
         let mut state = self.lock();
-        let distrusted = state.distrusted;
-        state.server = polled.report;
-        if let Some((stamp, leap)) = polled.exchange {
-            let complaint = match state.keeper.process(&stamp, leap) {
-                Verdict::Accepted => None,
-                Verdict::Invalid => Some("its answer is impossible in itself: not taken"),
-                Verdict::Insane => Some("its answer contradicts the clock: not followed"),
-            };
-            state.publish(self.guests.as_ref());
-            state.distrusted = complaint;
-            match complaint {
-                Some(complaint) if complaint != distrusted.unwrap_or_default() => {
-                    tracing::warn!("{}: {complaint}", state.server.name);
+        let source = polled.source;
+        let before = state.servers[source].1;
+        state.servers[source].0 = polled.report;
+        match polled.exchange {
+            Some((stamp, counts)) => {
+                let complaint = state.keeper.process(source, &stamp, counts).err();
+                state.publish(self.guests.as_ref());
+                state.servers[source].1 = complaint;
+                let name = state.name(source);
+                let problem = state.keeper.problem();
+                if problem != state.problem {
+                    match &problem {
+                        Some(problem) => tracing::warn!("{problem}"),
+                        None => tracing::info!("the servers agree again"),
+                    }
+                    state.problem = problem;
                 }
-                None if distrusted.is_some() => tracing::info!("{}: its answer fits again", state.server.name),
-                _ => {}
+                match complaint {
+                    Some(complaint) if Some(complaint) != before => tracing::warn!("{name}: {complaint}"),
+                    None if before.is_some() => tracing::info!("{name}: its answer fits again"),
+                    _ => {}
+                }
             }
-        }
-        if state.server.last_error.is_none() {
-            state.server.last_error = state.distrusted.map(str::to_owned);
+            None => {
+                state.keeper.missed(source);
+                state.publish_if_changed(self.guests.as_ref());
+            }
         }
         drop(state);
         self.changes.send_replace(());
@@ -200,33 +270,67 @@ impl Shared {
         self.lock().look()
     }
 
-    fn tick(&self) {
+    /// Publishes what changed by itself; says when to look again.
+    fn tick(&self) -> Duration {
         let mut state = self.lock();
-        if state.keeper.changed() {
-            state.publish(self.guests.as_ref());
+        let next = state.keeper.until_leap(TICK).unwrap_or(TICK);
+        if state.publish_if_changed(self.guests.as_ref()) {
             drop(state);
             self.changes.send_replace(());
         }
         if sd_notify::watchdog_enabled().is_some() {
             notify(&[NotifyState::Watchdog]);
         }
+        next
     }
 }
 
 impl State {
+    fn name(&self, source: usize) -> String {
+        let report = &self.servers[source].0;
+        match &report.address {
+            Some(address) if *address != report.name => format!("{} at {address}", report.name),
+            _ => report.name.clone(),
+        }
+    }
+
+    fn reports(&self) -> Vec<ServerReport> {
+        let report = |(index, (report, complaint)): (usize, &(ServerReport, Option<Complaint>))| {
+            let (opinion, sync) = self.keeper.opinion(index);
+            ServerReport {
+                last_error: report.last_error.clone().or_else(|| complaint.map(|complaint| complaint.to_string())),
+                standing: opinion.standing,
+                weight: opinion.weight,
+                offset_s: opinion.offset.map(|(offset, _)| offset),
+                bound_s: opinion.offset.map(|(_, bound)| bound),
+                sync,
+                ..report.clone()
+            }
+        };
+        self.servers.iter().enumerate().map(report).collect()
+    }
+
+    fn publish_if_changed(&mut self, guests: Option<&Guests>) -> bool {
+        let is_outdated = self.keeper.is_outdated();
+        if is_outdated {
+            self.publish(guests);
+        }
+        is_outdated
+    }
+
     /// The guests first: theirs is the longer way.
     fn publish(&mut self, guests: Option<&Guests>) {
-        let before = self.keeper.page.abi.status();
+        let before = self.keeper.page().abi.status();
         if !self.keeper.update() {
             return;
         }
         if let Some(guests) = guests {
-            guests.publish(&self.keeper.page);
+            guests.publish(self.keeper.page());
         }
         self.pages.write(&self.keeper);
-        let after = self.keeper.page.abi.status();
+        let after = self.keeper.page().abi.status();
         if before != after {
-            self.keeper.announce(after);
+            announce(&self.keeper, after);
         }
     }
 
@@ -242,181 +346,23 @@ impl State {
     }
 }
 
-/// The clock: the algorithm, and the page with its last result, over the host's counter.
-struct Keeper {
-    params: SyncParams,
-    sync: Synchroniser,
-    counter: Arc<HostCounter>,
-    sleep: SleepWatch,
-    max_valid_nanos: u64,
-    leap: u8,
-    content: Content,
-    page: Page,
-}
-
-impl Keeper {
-    fn new(
-        params: SyncParams,
-        counter: Arc<HostCounter>,
-        host_id: [u8; 16],
-        max_valid_nanos: u64,
-    ) -> anyhow::Result<Keeper> {
-        let content = Content {
-            counter_id: counter.id(),
-            status: Status::Initializing,
-            clock: None,
-            disruption_marker: 0,
-            disruption: Flags::empty(),
-            tai_offset: None,
-            leap_indicator: 0,
-            host_id,
-            generation: 0,
-            valid_nanos: 0,
-        };
-        Ok(Keeper {
-            sync: Synchroniser::new(params.clone())?,
-            params,
-            counter,
-            sleep: SleepWatch::new(),
-            max_valid_nanos,
-            leap: 0,
-            page: Page::new(&content),
-            content,
-        })
-    }
-
-    /// Goes on with the page of a daemon before, if it left one of this boot: right to within its growing bound,
-    /// which is better than nothing until the server has been heard.
-    fn take_over(&mut self, pages: &LocalPages) {
-        let Some(page) = pages.left_over(self.content.host_id, self.content.counter_id) else {
-            pages.write(self);
-            return;
-        };
-        tracing::info!("going on with the clock that the daemon before left");
-        let extension = page.ext;
-        self.content.clock = page.abi.clock().ok();
-        self.content.disruption_marker = page.abi.disruption_marker.get();
-        self.content.leap_indicator = page.abi.leap_indicator;
-        self.content.generation = extension.generation.get();
-        self.content.valid_nanos = extension.valid_nanos.get();
-        self.content.status = Status::Freerunning;
-        self.page = Page::new(&self.content);
-    }
-
-    fn process(&mut self, stamp: &radclock::stamp::Stamp, leap: u8) -> Verdict {
-        self.leap = leap;
-        self.sync.process(stamp)
-    }
-
-    fn now(&self) -> Option<Counter> {
-        match self.counter.read() {
-            Ok(counter) => Some(counter),
-            Err(error) => {
-                tracing::error!("{error}");
-                None
-            }
+fn announce(keeper: &Keeper, status: Status) {
+    let bound = keeper.bound_now().map_or(0.0, |bound| bound.as_secs_f64() * 1e6);
+    let text = match status {
+        Status::Synchronized => format!("synchronised to within {bound:.1} us"),
+        Status::Freerunning => {
+            let why = keeper.problem().unwrap_or_else(|| "no good answer from any server".to_owned());
+            format!("free-running, {why}; bound {bound:.1} us")
         }
+        Status::Unreliable => "unreliable: the counter cannot be read".to_owned(),
+        Status::Initializing | Status::Unknown => "not synchronised yet".to_owned(),
+    };
+    if status == Status::Synchronized {
+        tracing::info!("{text}")
+    } else {
+        tracing::warn!("{text}")
     }
-
-    /// The status as of now of the algorithm's clock, under the configured validity.
-    fn status(&self, clock: &Clock) -> Status {
-        let Some(now) = self.now() else { return Status::Unreliable };
-        let status = self.sync.status(now);
-        let age = clock.period.span(now.since(clock.counter));
-        if status == Status::Synchronized && age > nanos(self.valid_nanos()) { Status::Freerunning } else { status }
-    }
-
-    fn valid_nanos(&self) -> u64 {
-        self.sync.valid_nanos().min(self.max_valid_nanos)
-    }
-
-    /// Whether the page is out of date though no stamp came: its validity has run out, or the machine slept.
-    fn changed(&mut self) -> bool {
-        if self.sleep.slept() {
-            tracing::warn!("the machine slept: its counter may have stopped, so the clock starts anew");
-            self.sync = Synchroniser::new(self.params.clone()).expect("these parameters were taken before");
-            self.content.clock = None;
-            self.content.status = Status::Initializing;
-            self.content.disruption_marker += 1;
-            return true;
-        }
-        match self.sync.clock() {
-            Some(clock) => self.status(&clock) != self.content.status,
-            None => false,
-        }
-    }
-
-    /// Lays out the next page; says whether there is anything new to publish.
-    fn update(&mut self) -> bool {
-        if let Some(clock) = self.sync.clock() {
-            let status = self.status(&clock);
-            self.content.status = status;
-            self.content.clock = Some(clock);
-            self.content.valid_nanos = self.valid_nanos();
-            self.content.leap_indicator = self.leap;
-        } else if self.content.clock.is_some() {
-            // Still the clock of the daemon before.
-            return false;
-        }
-        self.content.generation += 1;
-        self.page = Page::new(&self.content);
-        true
-    }
-
-    /// Marks the clock as kept by nobody; says whether there is a clock.
-    fn free_run(&mut self) -> bool {
-        if self.content.clock.is_none() {
-            return false;
-        }
-        self.content.status = Status::Freerunning;
-        self.content.generation += 1;
-        self.page = Page::new(&self.content);
-        true
-    }
-
-    fn announce(&self, status: Status) {
-        let bound = self.bound_now().map_or(0.0, |bound| bound.as_secs_f64() * 1e6);
-        let text = match status {
-            Status::Synchronized => format!("synchronised to within {bound:.1} us"),
-            Status::Freerunning => format!("free-running, no good answer from the server; bound {bound:.1} us"),
-            Status::Unreliable => "unreliable: the counter cannot be read".to_owned(),
-            Status::Initializing | Status::Unknown => "not synchronised yet".to_owned(),
-        };
-        if status == Status::Synchronized {
-            tracing::info!("{text}")
-        } else {
-            tracing::warn!("{text}")
-        }
-        notify(&[NotifyState::Status(&text)]);
-    }
-
-    fn bound_now(&self) -> Option<Span> {
-        Some(self.content.clock?.max_error_at(self.now()?))
-    }
-
-    fn report(&self) -> ClockReport {
-        let now = self.now();
-        let clock = self.content.clock.zip(now);
-        let aged = clock.map(|(clock, now)| clock.period.span(now.since(clock.counter)));
-        let stale = aged.is_some_and(|age| age > nanos(self.content.valid_nanos));
-        let status = if stale && self.content.status == Status::Synchronized {
-            Status::Freerunning
-        } else {
-            self.content.status
-        };
-        ClockReport {
-            status,
-            generation: self.content.generation,
-            time: clock.map(|(clock, now)| clock.time_at(now).to_string()),
-            max_error_ns: clock.map(|(clock, now)| clock.max_error_at(now).ceil_nanos().unsigned_abs()),
-            age_s: aged.map(Span::as_secs_f64),
-            sync: self.sync.report().clone(),
-        }
-    }
-}
-
-fn nanos(nanos: u64) -> Span {
-    Span::from_nanos(i64::try_from(nanos).unwrap_or(i64::MAX))
+    notify(&[NotifyState::Status(&text)]);
 }
 
 /// This host's own pages.
@@ -488,10 +434,10 @@ impl LocalPages {
 
     fn write(&self, keeper: &Keeper) {
         match self {
-            LocalPages::Local(page) => page.write(&keeper.page),
+            LocalPages::Local(page) => page.write(keeper.page()),
             LocalPages::Xen { wire, vmclock, line, .. } => {
-                wire.write(&keeper.page);
-                vmclock.write(&over_tsc(&keeper.content, line.relation()));
+                wire.write(keeper.page());
+                vmclock.write(&over_tsc(keeper, line.relation()));
             }
         }
     }
@@ -508,13 +454,14 @@ impl LocalPages {
                 TICK
             }
         };
-        vmclock.write(&over_tsc(&keeper.content, line.relation()));
+        vmclock.write(&over_tsc(keeper, line.relation()));
         next
     }
 }
 
-/// `wire` over the TSC.
-fn over_tsc(wire: &Content, relation: Option<&Relation>) -> Page {
+/// The clock over the TSC.
+fn over_tsc(keeper: &Keeper, relation: Option<&Relation>) -> Page {
+    let wire = keeper.content();
     let mut content = Content { counter_id: CounterId::X86_TSC, ..*wire };
     if let Some(clock) = &wire.clock {
         let composed = relation.and_then(|relation| {
@@ -535,5 +482,8 @@ fn over_tsc(wire: &Content, relation: Option<&Relation>) -> Page {
             None => content.status = Status::Unreliable,
         }
     }
-    Page::new(&content)
+    let mut page = Page::new(&content);
+    // The reference may have moved on across the leap second, which is still the same one.
+    page.ext.leap_sec = keeper.page().ext.leap_sec;
+    page
 }

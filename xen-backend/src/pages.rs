@@ -7,6 +7,7 @@ use std::fs::{DirBuilder, File, OpenOptions, Permissions};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use memmap2::{MmapOptions, MmapRaw};
 use radclock::page::{CounterId, PAGE_SIZE, Page};
@@ -81,24 +82,41 @@ impl RunDir {
     }
 }
 
-/// A page in a file, mapped.
+/// A page in a file, mapped. One that was made and never written is removed again.
 #[derive(Debug)]
 pub struct PageFile {
     map: MmapRaw,
+    path: PathBuf,
+    /// It was made, and nothing was written to it yet.
+    is_unwritten: AtomicBool,
+}
+
+impl Drop for PageFile {
+    fn drop(&mut self) {
+        if *self.is_unwritten.get_mut()
+            && let Err(error) = std::fs::remove_file(&self.path)
+        {
+            tracing::debug!("{}: {error}", self.path.display());
+        }
+    }
 }
 
 impl PageFile {
     fn open(path: &Path) -> io::Result<PageFile> {
-        let file = match open_left(path) {
-            Ok(file) => file,
+        let (file, is_unwritten) = match open_left(path) {
+            Ok(file) => (file, false),
             Err(error) => {
                 if error.kind() != io::ErrorKind::NotFound {
                     tracing::warn!("{}: {error}: making it anew", path.display());
                 }
-                create(path)?
+                (create(path)?, true)
             }
         };
-        Ok(PageFile { map: MmapOptions::new().len(PAGE_SIZE).map_raw(&file)? })
+        Ok(PageFile {
+            map: MmapOptions::new().len(PAGE_SIZE).map_raw(&file)?,
+            path: path.to_owned(),
+            is_unwritten: is_unwritten.into(),
+        })
     }
 
     fn shared(&self) -> &SharedPage {
@@ -110,6 +128,7 @@ impl PageFile {
     /// Writes the page.
     pub fn write(&self, page: &Page) {
         self.shared().write(page);
+        self.is_unwritten.store(false, Ordering::Relaxed);
     }
 
     /// What stands in the page, if a daemon before left a time there that can still be read: the same host, not
@@ -207,8 +226,16 @@ mod tests {
         let path = dir.path().join("vmclock0");
         std::fs::write(&path, "short").unwrap();
         let run = RunDir::open(dir.path()).unwrap();
-        run.page("vmclock0").unwrap();
+        run.page("vmclock0").unwrap().write(&page([7; 16]));
         assert_eq!(std::fs::metadata(&path).unwrap().len(), 4096);
+    }
+
+    #[test]
+    fn a_page_that_was_never_written_is_not_left_behind() {
+        let dir = tempfile::tempdir().unwrap();
+        let run = RunDir::open(dir.path()).unwrap();
+        drop(run.page("vmclock0").unwrap());
+        assert!(!dir.path().join("vmclock0").exists());
     }
 
     #[test]

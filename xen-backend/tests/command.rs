@@ -13,6 +13,18 @@ fn each_failure_is_one_line_that_says_what_to_do() {
     let wrong = dir.path().join("wrong.toml");
     std::fs::write(&wrong, "[server]\naddress = \"a\"\npoll = 0\n").unwrap();
     let wrong = wrong.to_str().unwrap();
+    let with_list = |name: &str, list: &str| {
+        let text = format!(
+            "[server]\naddress = \"a\"\n[clock]\nleap_seconds = \"{list}\"\n[paths]\nrun_dir = \"{}/run\"\n",
+            dir.path().display()
+        );
+        let path = dir.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        path.to_str().unwrap().to_owned()
+    };
+    let list = with_list("list.toml", dir.path().join("leap.list").to_str().unwrap());
+    let nowhere = with_list("nowhere.toml", "/nonexistent/leap.list");
+    std::fs::write(dir.path().join("leap.list"), "next year\n").unwrap();
     for (arguments, input, part) in [
         (
             &["--check-config", "--config", wrong][..],
@@ -21,6 +33,16 @@ fn each_failure_is_one_line_that_says_what_to_do() {
         ),
         (&["--config", wrong], "", "wrong.toml:3: "),
         (&["--config", "/nonexistent.toml"], "", "/nonexistent.toml: cannot read the configuration: No such file"),
+        (
+            &["--local", "--config", &list],
+            "",
+            "leap.list is no leap-second list (clock.leap_seconds): line 1 is not `TIME OFFSET`",
+        ),
+        (
+            &["--local", "--config", &nowhere],
+            "",
+            "/nonexistent/leap.list: cannot read the leap-second list (clock.leap_seconds): No such",
+        ),
         (&["--local", "--run-dir", "/proc/radclock"], "", "cannot use the run directory /proc/radclock: "),
         (&["replay", "/nonexistent.stamps"], "", "cannot open /nonexistent.stamps: No such file"),
         (&["replay", "-"], "# comment\n1 2 3 x\n", "-: line 2: "),
@@ -31,6 +53,9 @@ fn each_failure_is_one_line_that_says_what_to_do() {
         assert!(error.starts_with("radclockd: ") && error.contains(part), "{arguments:?}: {error}");
         assert_eq!(error.lines().count(), 1, "{arguments:?}: {error}");
     }
+    let left: Vec<_> =
+        std::fs::read_dir(dir.path().join("run")).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(left, ["radclockd.lock"], "no page that nobody keeps");
 }
 
 #[test]

@@ -11,6 +11,7 @@ use std::path::Path;
 
 use memmap2::{MmapOptions, MmapRaw};
 use radclock::clock::Status;
+use radclock::ensemble::Standing;
 use radclock::page::{CounterId, PAGE_SIZE};
 use radclock::reader::{self, Reading};
 use radclock::report::{DaemonStatus, ServerReport};
@@ -236,6 +237,17 @@ fn server(server: &ServerReport) -> Check {
             format!("check the server's name in {CONFIG}, and that UDP to its port gets through"),
         );
     }
+    if server.standing == Standing::Falseticker {
+        return Check::bad(
+            name,
+            Level::Warning,
+            match server.offset_s {
+                Some(offset) => format!("contradicts the majority by {:.6} s: not followed", offset.abs()),
+                None => "contradicts the majority: not followed".into(),
+            },
+            format!("tell who keeps it, or take it out of {CONFIG}"),
+        );
+    }
     if server.stamps == Some(StampSource::User) {
         return Check::bad(
             name,
@@ -258,6 +270,11 @@ fn synchronisation(status: &DaemonStatus) -> Check {
             Some(error) => Check::ok(name, format!("synchronized to within {:.1} µs", error as f64 / 1000.0)),
             None => Check::ok(name, "synchronized"),
         },
+        _ if clock.problem.is_some() => Check::problem(
+            name,
+            format!("{}: {}", clock.status, clock.problem.as_deref().unwrap_or_default()),
+            "add servers, so that a majority can be right; radclock-ctl servers shows what each says",
+        ),
         Status::Freerunning => Check::problem(
             name,
             match clock.age_s {
@@ -499,16 +516,8 @@ mod tests {
         assert_eq!(synchronisation(&status).level, Level::Ok);
         status.clock.status = Status::Freerunning;
         assert_eq!(synchronisation(&status).message, "free-running: its parameters are 3 s old");
-        let silent = ServerReport {
-            name: "ntp.example:123".into(),
-            address: None,
-            stratum: None,
-            poll_s: 16.0,
-            reach: 0,
-            rtt_s: None,
-            stamps: None,
-            last_error: Some("no such host".into()),
-        };
+        let mut silent = ServerReport::unheard("ntp.example:123".into(), 16.0);
+        silent.last_error = Some("no such host".into());
         let check = server(&silent);
         assert_eq!((check.level, check.message.as_str()), (Level::Problem, "no such host"));
     }

@@ -9,6 +9,7 @@ mod daemon;
 mod doctor;
 mod guests;
 mod output;
+mod servers;
 mod store;
 
 use std::path::PathBuf;
@@ -68,6 +69,8 @@ enum Command {
         #[arg(long)]
         cancel: bool,
     },
+    /// The servers and hardware clocks that the clock follows, and what is thought of each
+    Servers,
     /// Look for what is missing on this host or in this guest, and say what to do
     Doctor,
 }
@@ -113,6 +116,10 @@ fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
                 (false, false) => Some(Disruption::Soon),
             };
             warn(&daemon, domain, warning, json)?;
+        }
+        Command::Servers => {
+            let status = daemon.status()?;
+            output::print(&if json { output::json(&status.servers)? } else { servers::table(&status) })?;
         }
         Command::Doctor => {
             let diagnosis = doctor::examine(&daemon);

@@ -90,6 +90,15 @@ impl LeapScale {
         utc.checked_add(Span::from_secs(offset))
     }
 
+    /// A source's TAI on the scale, by a list that has not expired, or by TAI − UTC at that time, s. Nothing without either.
+    pub fn of_tai(&self, tai: Timestamp, tai_offset: Option<i64>) -> Option<Timestamp> {
+        if self.tai_offset(&self.utc(tai)).is_some() {
+            return Some(tai);
+        }
+        let utc = tai.saturating_sub(Span::from_secs(tai_offset?));
+        self.of_utc(utc, None)
+    }
+
     /// What UTC is at an instant of the scale.
     pub fn utc(&self, instant: Timestamp) -> Utc {
         let mut offset = self.first_offset;
@@ -221,6 +230,17 @@ mod tests {
             assert_eq!(scale.of_utc(Timestamp::new(MONTH + 100, 0), None), Some(at(later)));
             assert_eq!(scale.until_edge(at(edge - 500)), Some(Span::from_nanos(500_000_000)));
         }
+    }
+
+    #[test]
+    fn tai_is_the_scale_by_a_list_and_needs_its_offset_without_one() {
+        let (listed, expired) = (at(5000), Timestamp::new(MONTH + 200 * 86_400, 0));
+        let scale = list(LeapKind::Insert);
+        assert_eq!((scale.of_tai(listed, None), scale.of_tai(expired, None)), (Some(listed), None));
+        let later = expired.saturating_sub(Span::from_secs(1));
+        assert_eq!(scale.of_tai(expired, Some(38)), Some(later), "a leap second that the list does not know");
+        let utc = expired.saturating_sub(Span::from_secs(37));
+        assert_eq!(LeapScale::new(None).of_tai(expired, Some(37)), Some(utc));
     }
 
     #[test]

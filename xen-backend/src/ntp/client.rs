@@ -3,11 +3,12 @@
 //! What is asked when, and which answer counts, is [`super::association`]'s business; what a timestamp of the kernel
 //! means on the counter is [`crate::bracket`]'s.
 
+use std::collections::HashMap;
 use std::future::poll_fn;
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::pin::pin;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use radclock::clock::Period;
@@ -23,6 +24,7 @@ use super::association::{Answer, Association, Next, Reject};
 use crate::bracket::{Bracket, CarryError, Realtime, StepWatch, carry};
 use crate::config::Server;
 use crate::counter::{CounterError, HostCounter};
+use crate::source::{Counts, Polled};
 
 /// How long an answer is waited for; a longer round trip says next to nothing.
 const REPLY_TIMEOUT: Duration = Duration::from_secs(3);
@@ -31,21 +33,15 @@ const SEND_STAMP_TIMEOUT: Duration = Duration::from_millis(50);
 /// First and longest wait before an unknown name is looked up again.
 const RESOLVE_RETRY: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(64));
 
-/// What became of a poll.
-#[derive(Clone, Debug)]
-pub struct Polled {
-    /// The exchange, if the server answered: its stamp, and NTP's leap indicator.
-    pub exchange: Option<(Stamp, u8)>,
-    /// The server as it stands now.
-    pub report: ServerReport,
-}
-
 /// Why a poll brought no stamp.
 #[derive(Debug, thiserror::Error)]
 enum PollError {
     #[error("no answer within {} s", .0.as_secs_f32())]
     Timeout(Duration),
-    #[error("cannot be reached: {0}")]
+    #[error("{}", match .0.kind() {
+        io::ErrorKind::ConnectionRefused => "nobody listens on its port (connection refused)".to_owned(),
+        _ => format!("cannot be reached: {}", .0),
+    })]
     Unreachable(io::Error),
     #[error("{0}")]
     Rejected(Reject),
@@ -59,9 +55,27 @@ enum PollError {
     Random(io::Error),
 }
 
+/// Which address each server of this daemon uses, so that the members of a pool use different ones.
+#[derive(Clone, Debug, Default)]
+pub struct Addresses(Arc<Mutex<HashMap<usize, SocketAddr>>>);
+
+impl Addresses {
+    /// Takes the first of `found` that no other server uses, if there is one, and puts it in front.
+    fn take(&self, server: usize, found: &mut Vec<SocketAddr>) {
+        let mut used = self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        found.retain(|address| !used.iter().any(|(&other, used)| other != server && used == address));
+        match found.first() {
+            Some(&first) => used.insert(server, first),
+            None => used.remove(&server),
+        };
+    }
+}
+
 /// The client of one server.
 pub struct Client {
+    index: usize,
     server: Server,
+    addresses: Addresses,
     counter: Arc<HostCounter>,
     period: Period,
     steps: StepWatch,
@@ -73,26 +87,21 @@ pub struct Client {
 }
 
 impl Client {
-    /// Made ready, but not started. `period` is the counter's nominal one.
+    /// Made ready, but not started: the daemon's server number `index`. `period` is the counter's nominal one.
     pub fn new(
+        index: usize,
         server: Server,
+        addresses: Addresses,
         counter: Arc<HostCounter>,
         period: Period,
         polled: mpsc::Sender<Polled>,
     ) -> io::Result<Client> {
         let idle = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-        let report = ServerReport {
-            name: name(&server),
-            address: None,
-            stratum: None,
-            poll_s: server.polling().period.as_secs_f64(),
-            reach: 0,
-            rtt_s: None,
-            stamps: None,
-            last_error: None,
-        };
+        let report = ServerReport::unheard(name(&server), server.polling().period.as_secs_f64());
         Ok(Client {
+            index,
             server,
+            addresses,
             counter,
             period,
             steps: StepWatch::new()?,
@@ -123,6 +132,10 @@ impl Client {
             if other_address {
                 unreachable += 1;
                 addresses.rotate_left(1);
+                self.addresses.take(self.index, &mut addresses);
+                if addresses.is_empty() {
+                    addresses = self.resolve(None).await;
+                }
                 continue;
             }
             unreachable = 0;
@@ -170,14 +183,18 @@ impl Client {
                 self.report.stratum = Some(answer.stratum);
                 self.report.rtt_s = Some(rtt);
                 self.report.stamps = Some(stamp.source);
-                Some((stamp, answer.leap))
+                Some((stamp, Counts::Utc(Some(answer.leap))))
             }
             Err(error) => {
                 self.complain(Some(address), &error.to_string());
                 None
             }
         };
-        self.polled.send(Polled { exchange, report: self.report.clone() }).await.is_ok()
+        self.send(exchange).await
+    }
+
+    async fn send(&self, exchange: Option<(Stamp, Counts)>) -> bool {
+        self.polled.send(Polled { source: self.index, exchange, report: self.report.clone() }).await.is_ok()
     }
 
     /// The server as logs call it: its name, and its address if that is not the same.
@@ -208,15 +225,21 @@ impl Client {
                         let next = (at + 1) % addresses.len();
                         addresses.rotate_left(next);
                     }
+                    let has_any = !addresses.is_empty();
+                    self.addresses.take(self.index, &mut addresses);
                     if !addresses.is_empty() {
                         return addresses;
                     }
-                    "the name has no address".to_owned()
+                    if has_any {
+                        "the name has no address that no other server here uses".to_owned()
+                    } else {
+                        "the name has no address".to_owned()
+                    }
                 }
                 Err(error) => format!("cannot look up the server's name: {error}"),
             };
             self.complain(None, &error);
-            if self.polled.send(Polled { exchange: None, report: self.report.clone() }).await.is_err() {
+            if !self.send(None).await {
                 // Nobody listens: the next poll finds that, too.
                 return std::future::pending().await;
             }
@@ -255,9 +278,12 @@ impl Client {
                 result = timeout_at(deadline, socket.recv(&mut datagram)) => {
                     let received = self.counter.read()?;
                     let after = self.bracket()?;
-                    let result = result
-                        .map_err(|_| PollError::Timeout(REPLY_TIMEOUT))?
-                        .map_err(PollError::Unreachable)?;
+                    let Ok(result) = result else {
+                        // That the network said no shows only when something is sent.
+                        poll_fn(|context| socket.poll_send(request.as_bytes(), context)).await.map_err(PollError::Unreachable)?;
+                        return Err(PollError::Timeout(REPLY_TIMEOUT));
+                    };
+                    let result = result.map_err(PollError::Unreachable)?;
                     match association.handle(&datagram[..result.bytes_read]) {
                         Ok(answer) => break (answer, received, realtime(&result.timestamp_data), after),
                         Err(reject) if reject.is_final() => return Err(PollError::Rejected(reject)),
@@ -318,4 +344,25 @@ fn random_cookie() -> io::Result<u64> {
     let mut bytes = [0; 8];
     let length = rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())?;
     if length == bytes.len() { Ok(u64::from_ne_bytes(bytes)) } else { Err(io::ErrorKind::UnexpectedEof.into()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn members_of_a_pool_take_different_addresses_and_give_them_back() {
+        let [a, b] = [1, 2].map(|last| SocketAddr::from((Ipv4Addr::new(10, 0, 0, last), 123)));
+        let addresses = Addresses::default();
+        let taken = |server| {
+            let mut found = vec![a, b];
+            addresses.take(server, &mut found);
+            found
+        };
+        assert_eq!(taken(0), [a, b]);
+        assert_eq!(taken(1), [b]);
+        assert_eq!(taken(2), []);
+        addresses.take(0, &mut vec![]);
+        assert_eq!(taken(2), [a]);
+    }
 }

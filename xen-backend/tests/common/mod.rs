@@ -154,12 +154,24 @@ pub struct Radclockd {
 impl Radclockd {
     /// Follows the server at `port`, polled each second. `more` goes into the configuration.
     pub fn start(address: &str, port: u16, more: &str) -> Radclockd {
+        Radclockd::configured(&format!(
+            "[server]\naddress = \"{address}\"\nport = {port}\npoll = 1\niburst = false\n{more}"
+        ))
+    }
+
+    /// Follows several servers of 127.0.0.1, each polled each second.
+    pub fn following(ports: &[u16], more: &str) -> Radclockd {
+        let servers: String = ports
+            .iter()
+            .map(|port| format!("[[server]]\naddress = \"127.0.0.1\"\nport = {port}\npoll = 1\niburst = false\n"))
+            .collect();
+        Radclockd::configured(&format!("{servers}{more}"))
+    }
+
+    /// By a configuration that says nothing of where things are.
+    pub fn configured(text: &str) -> Radclockd {
         let dir = tempfile::tempdir().expect("a directory");
-        let text = format!(
-            "[server]\naddress = \"{address}\"\nport = {port}\npoll = 1\niburst = false\n\
-             [paths]\nrun_dir = \"{}/run\"\n{more}",
-            dir.path().display()
-        );
+        let text = format!("{text}\n[paths]\nrun_dir = \"{}/run\"\n", dir.path().display());
         std::fs::write(dir.path().join("radclockd.toml"), text).expect("a configuration");
         let mut daemon = Radclockd { dir, process: None };
         daemon.restart();

@@ -1,0 +1,368 @@
+//! The clock that the daemon keeps: what the sources say together, as UTC, and the page with the last of it.
+//!
+//! Inside, all times are on a scale without leap seconds (`radclock::leap::scale`); they become UTC where the page is
+//! laid out.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use radclock::clock::{Clock, Status};
+use radclock::ensemble::{Ensemble, Opinion, Standing};
+use radclock::leap::LeapKind;
+use radclock::leap::list::LeapList;
+use radclock::leap::scale::{Announcement, LeapScale};
+use radclock::page::{Content, Flags, LEAP_PRE_NEG, LEAP_PRE_POS, Page};
+use radclock::report::ClockReport;
+use radclock::stamp::Stamp;
+use radclock::sync::{SyncParams, SyncReport, Verdict};
+use radclock::time::{Counter, Span, Timestamp};
+
+use crate::counter::HostCounter;
+use crate::host::SleepWatch;
+use crate::source::Counts;
+
+/// The clock: the algorithm, and the page with its last result, over the host's counter.
+pub struct Keeper {
+    params: SyncParams,
+    sources: Vec<Source>,
+    ensemble: Ensemble,
+    scale: LeapScale,
+    /// The servers announce a leap second that the list does not know.
+    is_unlisted: bool,
+    counter: Arc<HostCounter>,
+    sleep: SleepWatch,
+    max_valid_nanos: u64,
+    content: Content,
+    page: Page,
+}
+
+#[derive(Clone, Debug, Default)]
+struct Source {
+    /// NTP's leap indicator in the last answer.
+    leap: Option<u8>,
+    /// What its TAI is off the scale. It stays the same.
+    tai_to_scale: Option<Span>,
+}
+
+/// Why a stamp does not reach the algorithm, or is not followed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Complaint {
+    /// See [`Verdict::Invalid`].
+    #[error("its answer is impossible in itself: not taken")]
+    Invalid,
+    /// See [`Verdict::Insane`].
+    #[error("its answer contradicts the clock: not followed")]
+    Insane,
+    /// Its second is one of two, and there is no clock near it that could tell which.
+    #[error("its time lies right at a leap second, and far from the clock: not taken")]
+    Ambiguous,
+    /// It counts TAI, and neither list nor configuration say what UTC that is.
+    #[error("it counts TAI, but the leap-second list is missing or has expired: set its tai_offset")]
+    NoTaiOffset,
+}
+
+impl Keeper {
+    /// Of so many sources, of which nothing is known yet.
+    pub fn new(
+        params: SyncParams,
+        sources: usize,
+        list: Option<LeapList>,
+        counter: Arc<HostCounter>,
+        host_id: [u8; 16],
+        max_valid_nanos: u64,
+    ) -> anyhow::Result<Keeper> {
+        let content = Content {
+            counter_id: counter.id(),
+            status: Status::Initializing,
+            clock: None,
+            disruption_marker: 0,
+            disruption: Flags::empty(),
+            tai_offset: None,
+            leap_indicator: 0,
+            host_id,
+            generation: 0,
+            valid_nanos: 0,
+        };
+        Ok(Keeper {
+            sources: vec![Source::default(); sources],
+            ensemble: Ensemble::new(&params, sources)?,
+            params,
+            scale: LeapScale::new(list),
+            is_unlisted: false,
+            counter,
+            sleep: SleepWatch::new(),
+            max_valid_nanos,
+            page: Page::new(&content),
+            content,
+        })
+    }
+
+    /// Goes on with the page of a daemon before: right to within its growing bound, which is better than nothing until
+    /// the servers have been heard.
+    pub fn take_over(&mut self, page: &Page) {
+        tracing::info!("going on with the clock that the daemon before left");
+        self.content.clock = page.abi.clock().ok();
+        self.content.disruption_marker = page.abi.disruption_marker.get();
+        self.content.tai_offset = page.abi.tai_offset();
+        self.content.leap_indicator = page.abi.leap_indicator;
+        self.content.generation = page.ext.generation.get();
+        self.content.valid_nanos = page.ext.valid_nanos.get();
+        self.content.status = Status::Freerunning;
+        self.page = Page::new(&self.content);
+        self.page.ext.leap_sec = page.ext.leap_sec;
+    }
+
+    /// What stands in the page.
+    pub fn content(&self) -> &Content {
+        &self.content
+    }
+
+    /// The page, over the host's counter.
+    pub fn page(&self) -> &Page {
+        &self.page
+    }
+
+    /// The counter that is kept.
+    pub fn counter(&self) -> &HostCounter {
+        &self.counter
+    }
+
+    /// Takes a source's stamp.
+    pub fn process(&mut self, source: usize, stamp: &Stamp, counts: Counts) -> Result<(), Complaint> {
+        let stamp = self.on_scale(source, stamp, counts)?;
+        if let Counts::Utc(leap) = counts {
+            self.sources[source].leap = leap;
+        }
+        let verdict = self.ensemble.process(source, &stamp);
+        self.announce_leap(stamp.tf);
+        match verdict {
+            Verdict::Accepted => Ok(()),
+            Verdict::Invalid => Err(Complaint::Invalid),
+            Verdict::Insane => Err(Complaint::Insane),
+        }
+    }
+
+    /// A source did not answer.
+    pub fn missed(&mut self, source: usize) {
+        if let Some(now) = self.now() {
+            self.ensemble.missed(source, now);
+        }
+    }
+
+    /// The stamp with its times on the scale.
+    fn on_scale(&mut self, source: usize, stamp: &Stamp, counts: Counts) -> Result<Stamp, Complaint> {
+        let clock = self.ensemble.clock();
+        let (tb, te) = match counts {
+            Counts::Utc(_) => {
+                let put = |utc, counter| self.scale.of_utc(utc, clock.map(|clock| clock.time_at(counter)));
+                put(stamp.tb, stamp.ta).zip(put(stamp.te, stamp.tf)).ok_or(Complaint::Ambiguous)?
+            }
+            Counts::Tai(offset) => {
+                let source = &mut self.sources[source];
+                if source.tai_to_scale.is_none() {
+                    source.tai_to_scale = self.scale.of_tai(stamp.tb, offset).map(|put| put.since(stamp.tb));
+                }
+                let by = source.tai_to_scale.ok_or(Complaint::NoTaiOffset)?;
+                (stamp.tb.saturating_add(by), stamp.te.saturating_add(by))
+            }
+        };
+        Ok(Stamp { tb, te, ..*stamp })
+    }
+
+    /// Counts what the servers announce that agree with the majority.
+    fn announce_leap(&mut self, now: Counter) {
+        let Some(clock) = self.ensemble.clock() else { return };
+        let said: Vec<u8> = self
+            .sources
+            .iter()
+            .enumerate()
+            .filter(|&(index, _)| self.ensemble.opinion(index).standing == Standing::Truechimer)
+            .filter_map(|(_, source)| source.leap)
+            .collect();
+        let is_majority = |leap: u8| 2 * said.iter().filter(|&&said| said == leap).count() > said.len();
+        let majority = match () {
+            () if is_majority(1) => Some(LeapKind::Insert),
+            () if is_majority(2) => Some(LeapKind::Delete),
+            () => None,
+        };
+        self.is_unlisted = self.scale.announce(clock.time_at(now), majority) == Announcement::Unlisted;
+    }
+
+    fn now(&self) -> Option<Counter> {
+        match self.counter.read() {
+            Ok(counter) => Some(counter),
+            Err(error) => {
+                tracing::error!("{error}");
+                None
+            }
+        }
+    }
+
+    /// The status of the algorithm's clock, under the configured validity.
+    fn status(&self, clock: &Clock, now: Counter) -> Status {
+        let status = self.ensemble.status(now);
+        let age = clock.period.span(now.since(clock.counter));
+        if status == Status::Synchronized && age > nanos(self.valid_nanos()) { Status::Freerunning } else { status }
+    }
+
+    fn valid_nanos(&self) -> u64 {
+        self.ensemble.valid_nanos().min(self.max_valid_nanos)
+    }
+
+    /// Whether the page is out of date though no stamp came: its validity has run out, a leap second came, part of a
+    /// change was held back, or the machine slept.
+    pub fn is_outdated(&mut self) -> bool {
+        if self.sleep.slept() {
+            tracing::warn!("the machine slept: its counter may have stopped, so the clock starts anew");
+            let sources = self.sources.len();
+            self.ensemble = Ensemble::new(&self.params, sources).expect("these parameters were taken before");
+            self.content.clock = None;
+            self.content.status = Status::Initializing;
+            self.content.disruption_marker += 1;
+            return true;
+        }
+        let Some(now) = self.now() else { return self.content.status != Status::Unreliable };
+        if self.ensemble.is_moving() {
+            self.ensemble.update(now);
+            return true;
+        }
+        match self.ensemble.clock() {
+            Some(clock) => {
+                self.status(&clock, now) != self.content.status
+                    || self.scale.utc(clock.time_at(now)).indicator != self.content.leap_indicator
+            }
+            None => false,
+        }
+    }
+
+    /// How long until UTC's seconds are counted otherwise, if that is within `within`.
+    pub fn until_leap(&self, within: Duration) -> Option<Duration> {
+        let clock = self.ensemble.clock()?;
+        let left = self.scale.until_edge(clock.time_at(self.now()?))?;
+        let left = Duration::from_nanos(u64::try_from(left.ceil_nanos()).ok()?);
+        (left < within).then_some(left)
+    }
+
+    /// Lays out the next page; says whether there is anything new to publish.
+    pub fn update(&mut self) -> bool {
+        if let Some(mut clock) = self.ensemble.clock() {
+            let mut valid_nanos = self.valid_nanos();
+            self.content.status = Status::Unreliable;
+            if let Some(now) = self.now() {
+                self.content.status = self.status(&clock, now);
+                if self.scale.utc(clock.time).indicator != self.scale.utc(clock.time_at(now)).indicator {
+                    // What is published of leap seconds is that of the reference instant.
+                    let age = clock.period.span(now.since(clock.counter)).ceil_nanos();
+                    valid_nanos = valid_nanos.saturating_add_signed(age.saturating_neg());
+                    let max_error_nanos = clock.max_error_at(now).ceil_nanos().unsigned_abs();
+                    clock = Clock { counter: now, time: clock.time_at(now), max_error_nanos, ..clock };
+                }
+            }
+            let utc = self.scale.utc(clock.time);
+            self.content.clock = Some(Clock { time: utc.time, ..clock });
+            self.content.valid_nanos = valid_nanos;
+            self.content.leap_indicator = utc.indicator;
+            self.content.tai_offset = self.scale.tai_offset(&utc);
+        } else if self.content.clock.is_some() {
+            // Still the clock of the daemon before.
+            return false;
+        }
+        self.publish();
+        true
+    }
+
+    fn publish(&mut self) {
+        self.content.generation += 1;
+        self.page = Page::new(&self.content);
+    }
+
+    /// Marks the clock as kept by nobody; says whether there is a clock.
+    pub fn free_run(&mut self) -> bool {
+        if self.content.clock.is_none() {
+            return false;
+        }
+        self.content.status = Status::Freerunning;
+        self.publish();
+        true
+    }
+
+    /// The bound on the clock's error now.
+    pub fn bound_now(&self) -> Option<Span> {
+        Some(self.content.clock?.max_error_at(self.now()?))
+    }
+
+    /// What keeps the clock from being synchronised, or will.
+    pub fn problem(&self) -> Option<String> {
+        if self.ensemble.is_divided() {
+            return Some("the servers contradict each other, and no time has a majority".to_owned());
+        }
+        self.is_unlisted.then(|| {
+            "the servers announce a leap second that the leap-second list does not know: not followed".to_owned()
+        })
+    }
+
+    /// What is thought of a source, and what the algorithm says of it.
+    pub fn opinion(&self, source: usize) -> (Opinion, SyncReport) {
+        (self.ensemble.opinion(source), self.ensemble.report(source).clone())
+    }
+
+    /// The clock now, for the status socket.
+    pub fn report(&self) -> ClockReport {
+        let now = self.now();
+        let clock = self.content.clock.zip(now);
+        let aged = clock.map(|(clock, now)| clock.period.span(now.since(clock.counter)));
+        let stale = aged.is_some_and(|age| age > nanos(self.content.valid_nanos));
+        let status = if stale && self.content.status == Status::Synchronized {
+            Status::Freerunning
+        } else {
+            self.content.status
+        };
+        let time: Option<Timestamp> = clock.map(|(clock, now)| clock.time_at(now));
+        ClockReport {
+            status,
+            generation: self.content.generation,
+            time: time.map(|time| time.to_string()),
+            max_error_ns: clock.map(|(clock, now)| clock.max_error_at(now).ceil_nanos().unsigned_abs()),
+            age_s: aged.map(Span::as_secs_f64),
+            tai_offset_s: self.content.tai_offset,
+            leap: match self.content.leap_indicator {
+                LEAP_PRE_POS => Some(LeapKind::Insert),
+                LEAP_PRE_NEG => Some(LeapKind::Delete),
+                _ => None,
+            },
+            problem: self.problem(),
+            sync: self.ensemble.report(self.ensemble.heaviest()).clone(),
+        }
+    }
+}
+
+/// Reads the leap-second list. A path that is the default one may lack: then there is no list.
+pub fn leap_list(path: &Path, is_default: bool) -> anyhow::Result<Option<LeapList>> {
+    match std::fs::read_to_string(path) {
+        Ok(text) => {
+            let list = LeapList::parse(&text)
+                .with_context(|| format!("{} is no leap-second list (clock.leap_seconds)", path.display()))?;
+            let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+            if list.expires <= now.as_secs() {
+                tracing::warn!(
+                    "{} has expired: TAI - UTC is not published, and leap seconds are what the servers announce; update \
+                     tzdata",
+                    path.display()
+                );
+            }
+            Ok(Some(list))
+        }
+        Err(error) if is_default && error.kind() == std::io::ErrorKind::NotFound => {
+            tracing::warn!("{} is missing: TAI - UTC is not known; install tzdata", path.display());
+            Ok(None)
+        }
+        Err(error) => Err(error)
+            .with_context(|| format!("{}: cannot read the leap-second list (clock.leap_seconds)", path.display())),
+    }
+}
+
+fn nanos(nanos: u64) -> Span {
+    Span::from_nanos(i64::try_from(nanos).unwrap_or(i64::MAX))
+}
