@@ -43,6 +43,12 @@ impl Host {
         self.run(&format!("guest-create {name} {}", kind.name()))?;
         Ok(Guest { host: self, name: name.to_owned(), kind })
     }
+
+    /// Creates a guest with a network interface that has this address, of 10.9.0.0/24, on the link of a pair of hosts.
+    pub fn create_with_network(&self, name: &str, kind: Kind, address: &str) -> Result<Guest<'_>> {
+        self.run(&format!("ADDRESS={address} guest-create {name} {}", kind.name()))?;
+        Ok(Guest { host: self, name: name.to_owned(), kind })
+    }
 }
 
 impl<'host> Guest<'host> {

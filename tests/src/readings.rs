@@ -19,6 +19,8 @@ const LOG: &str = "/run/readings";
 const TAKE_LIMIT: Duration = Duration::from_secs(240);
 /// Within a record the true time may bend away from a straight line by this much: 100 ppm of 10 ms.
 const BEND: i64 = 1_000;
+/// After the first reading on a new clock, ns.
+const SETTLED: u64 = 500_000_000;
 
 /// A reader at work in a guest.
 pub struct Reader {
@@ -88,6 +90,10 @@ pub struct Change {
     pub first: Judged,
     /// How many errors were read between them.
     pub errors: u64,
+    /// The guest's `CLOCK_MONOTONIC_RAW` right after the first reading, ns.
+    pub raw_nanos: u64,
+    /// The largest bound of the readings on the new clock that are more than half a second after the first, ns.
+    pub later_bound: u64,
 }
 
 impl Change {
@@ -174,8 +180,13 @@ impl Readings {
             if let Some(last) = last
                 && is_new
             {
-                let change = Change { last, first, errors };
+                let change = Change { last, first, errors, raw_nanos: record.raw_nanos, later_bound: 0 };
                 verdict.add_change(change);
+            }
+            if let Some(change) = verdict.changes.last_mut()
+                && first.point.time > change.first.point.time + SETTLED
+            {
+                change.later_bound = change.later_bound.max(first.point.bound);
             }
             last = Some(end);
             errors = 0;

@@ -1069,7 +1069,7 @@ static ssize_t resume_timing_show(struct device *dev, struct device_attribute *a
 	int len;
 
 	mutex_lock(&rc->lock);
-	len = sysfs_emit(buf, "resumes %u\n", rc->resumes);
+	len = sysfs_emit(buf, "resumes %u\nstarted %llu\n", rc->resumes, rc->resume_start);
 	for (i = 0; i < RADCLOCK_PHASES; i++) {
 		if (rc->phases[i])
 			len += sysfs_emit_at(buf, len, "%s %llu\n", names[i], rc->phases[i]);

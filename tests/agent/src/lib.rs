@@ -108,6 +108,8 @@ pub struct Record {
     pub count: u64,
     /// The disruption marker.
     pub marker: u64,
+    /// `CLOCK_MONOTONIC_RAW` right after the first, ns.
+    pub raw_nanos: u64,
     /// The first.
     pub first: Point,
     /// The last.

@@ -14,9 +14,10 @@ use lab_agent::{Beacon, Point, RECORD_NANOS, Record, RecordKind, tsc};
 use memmap2::MmapOptions;
 use nix::sys::mman::{MlockAllFlags, mlockall};
 use nix::sys::signal::{SigHandler, Signal, signal};
+use nix::time::{ClockId, clock_gettime};
 use radclock::clock::{Period, Status};
 use radclock::page::PAGE_SIZE;
-use radclock::time::Span;
+use radclock::time::{NANOS_PER_SEC, Span};
 use xen_radclock::{RadClock, ReadError, Reading};
 use zerocopy::IntoBytes;
 
@@ -105,6 +106,7 @@ enum Open {
 /// Readings that follow each other on one clock. Spans and limits in 2⁻⁶⁴ s.
 struct Run {
     count: u64,
+    raw_nanos: u64,
     first: Reading,
     last: Reading,
     /// Makes the line that readings are compared with: from the first one on, by the page's rate at that time.
@@ -118,7 +120,18 @@ struct Run {
 impl Run {
     fn begin(first: Reading, period: Period) -> Run {
         let bound = first.max_error.as_frac();
-        Run { count: 1, first, last: first, period, lower: -bound, upper: bound, backwards: 0, overlap: i128::MIN }
+        let raw_nanos = raw_nanos();
+        Run {
+            count: 1,
+            raw_nanos,
+            first,
+            last: first,
+            period,
+            lower: -bound,
+            upper: bound,
+            backwards: 0,
+            overlap: i128::MIN,
+        }
     }
 
     fn line_at(&self, reading: &Reading) -> i128 {
@@ -128,7 +141,8 @@ impl Run {
     fn takes(&self, reading: &Reading) -> bool {
         reading.sample.disruption_marker == self.first.sample.disruption_marker
             && reading.status == self.first.status
-            && reading.time.since(self.first.time).abs().as_frac() < (i128::from(RECORD_NANOS) << 64) / 1_000_000_000
+            && reading.time.since(self.first.time).abs().as_frac()
+                < (i128::from(RECORD_NANOS) << 64) / i128::from(NANOS_PER_SEC)
     }
 
     fn add(&mut self, reading: &Reading) {
@@ -157,6 +171,7 @@ impl Run {
             kind: kind as u64,
             count: self.count,
             marker: self.first.sample.disruption_marker,
+            raw_nanos: self.raw_nanos,
             first: point(&self.first),
             last: point(&self.last),
             line_nanos: nanos(self.line_at(&self.last)),
@@ -212,6 +227,7 @@ impl Log<'_> {
                     kind: kind as u64,
                     count: 1,
                     marker,
+                    raw_nanos: raw_nanos(),
                     first: at,
                     last: at,
                     ..Record::default()
@@ -233,6 +249,11 @@ impl Log<'_> {
 
 fn point(reading: &Reading) -> Point {
     Point { counter: reading.sample.counter.0, time: reading.time.as_nanos(), bound: reading.max_error_nanos() }
+}
+
+fn raw_nanos() -> u64 {
+    let now = clock_gettime(ClockId::CLOCK_MONOTONIC_RAW).expect("every Linux has it");
+    now.tv_sec() as u64 * NANOS_PER_SEC + now.tv_nsec() as u64
 }
 
 /// The least number stands for no value.
