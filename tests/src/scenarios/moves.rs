@@ -6,10 +6,13 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 
 use super::footprint::{Footprint, ensure_no_complaint, ensure_no_complaint_in};
-use super::suspend::{await_connected, ensure_no_clock, ensure_right, start_radclockd_without_clock};
+use super::suspend::{
+    await_connected, ensure_clock, ensure_no_clock, judge, prefer_dom0, start_radclockd_without_clock, stay,
+};
 use crate::command::{self, Background};
 use crate::guest::{Guest, Kind};
 use crate::host::{Host, Pair};
+use crate::readings::Reader;
 use crate::{Lab, wait};
 
 const MOVE_LIMIT: Duration = Duration::from_secs(240);
@@ -29,19 +32,24 @@ impl<'pair> Scene<'pair> {
         }
         for host in pair.hosts() {
             host.await_synchronized()?;
+            prefer_dom0(host)?;
         }
         Ok(Scene { pair, before })
     }
 
-    fn create(&self, host: &'pair Host, name: &str, kind: Kind) -> Result<Guest<'pair>> {
+    /// A synchronised guest with a process that reads all the time.
+    fn create(&self, host: &'pair Host, name: &str, kind: Kind) -> Result<(Guest<'pair>, Reader)> {
         let guest = host.create(name, kind)?;
         guest.await_synchronized()?;
-        Ok(guest)
+        let reader = Reader::start(&guest, &self.pair.hosts())?;
+        stay()?;
+        Ok((guest, reader))
     }
 
-    /// Ends the guests; both hosts are as before them, and nobody has complained.
-    fn end(self, guests: Vec<Guest>) -> Result<()> {
-        for guest in guests {
+    /// Ends the guests, whose readers had no wrong reading; both hosts are as before them, and nobody has complained.
+    fn end(self, guests: Vec<(Guest, Reader)>) -> Result<()> {
+        for (guest, reader) in guests {
+            judge(reader, &guest)?;
             ensure_no_complaint_in(&guest)?;
             guest.destroy()?;
         }
@@ -53,20 +61,14 @@ impl<'pair> Scene<'pair> {
     }
 }
 
-/// The guest is synchronised, soon, and right.
-fn ensure_clock(guest: &Guest, after: &str) -> Result<()> {
-    let log = || guest.host().radclockd_log().unwrap_or_default();
-    guest.await_synchronized().with_context(log).with_context(|| after.to_owned())?;
-    ensure_right(guest).with_context(|| after.to_owned())
-}
-
 /// Migrates by this command in the source's Dom0, which has to fail and leave the guest running there.
 fn ensure_fails(guest: &Guest, migrate: &str, names: &str) -> Result<()> {
     let output = guest.host().output(migrate, MOVE_LIMIT)?;
     let said = String::from_utf8_lossy(&output.stderr).replace('\r', "\n");
     ensure!(!output.status.success(), "{migrate} went well");
     ensure!(said.contains(names), "{migrate} should say {names:?}, but says:\n{said}");
-    ensure_clock(guest, &format!("after a migration that failed ({names})"))
+    ensure_clock(guest, &format!("after a migration that failed ({names})"))?;
+    stay()
 }
 
 /// It loses its connection, finds no memory, or is refused when all of it is there and the source has stopped: it
@@ -74,7 +76,7 @@ fn ensure_fails(guest: &Guest, migrate: &str, names: &str) -> Result<()> {
 pub fn a_migration_that_fails_resumes_with_the_clock(lab: &Lab) -> Result<()> {
     let pair = lab.boot_pair()?;
     let scene = Scene::begin(&pair)?;
-    let mut guest = scene.create(&pair.first, "guest", Kind::Pvh)?;
+    let (mut guest, reader) = scene.create(&pair.first, "guest", Kind::Pvh)?;
 
     // The first pass alone is more than that.
     let cut = "xl migrate -s '' guest 'head -c 40000000 | socat - TCP:10.9.0.2:7000'";
@@ -101,7 +103,8 @@ pub fn a_migration_that_fails_resumes_with_the_clock(lab: &Lab) -> Result<()> {
     ensure_clock(&guest, "after the source's daemon has died")?;
     pair.first.start_radclockd()?;
     pair.first.await_synchronized()?;
-    scene.end(vec![guest])
+    stay()?;
+    scene.end(vec![(guest, reader)])
 }
 
 /// Saved here, restored there; then to a host whose daemon is not there, not synchronised, or late; then two at once in
@@ -109,14 +112,15 @@ pub fn a_migration_that_fails_resumes_with_the_clock(lab: &Lab) -> Result<()> {
 pub fn a_guest_gets_the_clock_of_any_host_as_soon_as_that_has_one(lab: &Lab) -> Result<()> {
     let pair = lab.boot_pair()?;
     let scene = Scene::begin(&pair)?;
-    let mut pv = scene.create(&pair.first, "pv", Kind::Pv)?;
-    let mut pvh = scene.create(&pair.first, "pvh", Kind::Pvh)?;
+    let (mut pv, pv_reader) = scene.create(&pair.first, "pv", Kind::Pv)?;
+    let (mut pvh, pvh_reader) = scene.create(&pair.first, "pvh", Kind::Pvh)?;
     for guest in [&mut pv, &mut pvh] {
         let image = format!("/tmp/{}.saved", guest.name());
         guest.save(&image)?;
         copy(&pair.first, &pair.second, &image)?;
         guest.restore(&pair.second, &image)?;
         ensure_clock(guest, "restored on the other host")?;
+        stay()?;
     }
 
     pair.first.stop_radclockd("TERM")?;
@@ -127,13 +131,15 @@ pub fn a_guest_gets_the_clock_of_any_host_as_soon_as_that_has_one(lab: &Lab) -> 
     ensure_no_clock(&pvh, 3).context("on a host whose daemon is not synchronised")?;
     pvh.migrate(&pair.second)?;
     ensure_clock(&pvh, "moved away from a daemon that is not synchronised")?;
+    stay()?;
     pvh.migrate(&pair.first)?;
     ensure_no_clock(&pvh, 3).context("moved to a host whose daemon is not synchronised")?;
     pair.first.stop_radclockd("KILL")?;
     pair.first.start_radclockd()?;
     ensure_clock(&pvh, "when the daemon is synchronised at last")?;
+    stay()?;
 
-    let mut other = scene.create(&pair.second, "other", Kind::Pvh)?;
+    let (mut other, other_reader) = scene.create(&pair.second, "other", Kind::Pvh)?;
     let migrations = [&pvh, &other].map(|guest| {
         let migrate = format!("migrate {}", guest.name());
         Background::start(&migrate, &guest.host().expression(&migrate).stderr_capture())
@@ -148,7 +154,8 @@ pub fn a_guest_gets_the_clock_of_any_host_as_soon_as_that_has_one(lab: &Lab) -> 
     for guest in [&pvh, &other] {
         ensure_clock(guest, "moved while another guest moved the other way")?;
     }
-    scene.end(vec![pv, pvh, other])
+    stay()?;
+    scene.end(vec![(pv, pv_reader), (pvh, pvh_reader), (other, other_reader)])
 }
 
 /// Copies a file to the other host over the network between them, and removes it here.
