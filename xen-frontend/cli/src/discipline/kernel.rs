@@ -84,6 +84,8 @@ fn try_look(clock: &RadClock, kernel: Kernel) -> Option<Look> {
         (Err(_), None) => return None,
     };
     let shared = match reading {
+        // The kernel says it by repeating a second.
+        Ok(reading) if reading.leap_second => Err(Unreadable::Leap),
         Ok(reading) => Ok(Shared {
             time: reading.time,
             max_error: reading.max_error,
