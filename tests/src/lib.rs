@@ -10,6 +10,7 @@
 pub mod artefacts;
 pub mod cache;
 pub mod command;
+pub mod daemons;
 pub mod demo;
 pub mod divergence;
 pub mod experiments;

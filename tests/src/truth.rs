@@ -60,6 +60,8 @@ pub struct Truth {
     /// Under emulation a domain's TSC may be the build machine's plus a constant. How many values of that constant agree
     /// with all of the brackets; negative if none does.
     pub constant_offset_room: i64,
+    /// That constant, in counts: the middle of what agrees.
+    pub counter_offset: i64,
 }
 
 impl Truth {
@@ -291,6 +293,7 @@ fn evaluate(mut samples: Vec<Sample>, before: &RealTime, after: &RealTime) -> Re
         samples: taken,
         violations,
         constant_offset_room: latest - earliest + 2 * REORDERING.cast_signed(),
+        counter_offset: earliest + (latest - earliest) / 2,
     })
 }
 

@@ -1,5 +1,7 @@
 //! What the programs inside a domain and the lab on the build machine have in common.
 
+pub mod samples;
+
 use std::arch::x86_64::{__rdtscp, _mm_lfence};
 use std::sync::atomic::AtomicU64;
 

@@ -11,9 +11,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::{Parser, Subcommand};
+use lab_agent::samples::system_clock;
 use lab_agent::{Exchange, LAST_GENERATION, Pair, Recorded, Update};
 use memmap2::{Mmap, MmapOptions};
-use nix::errno::Errno;
 use nix::time::{ClockId, clock_gettime};
 use radclock::clock::Status;
 use radclock::page::{EXTENSION_OFFSET, Extension, PAGE_SIZE, Page};
@@ -147,7 +147,7 @@ fn watch(magic: &str, limit: Duration) -> Result<()> {
     let clock = RadClock::open()?;
     let looks = Cell::new(0);
     // Not between question and answer: a system call takes longer than everything else there.
-    let max_error = Cell::new(system_max_error()?);
+    let max_error = Cell::new(system_clock()?.max_error_us);
     let answer = |page: &Exchange| {
         let reading = clock.now()?;
         let system = clock_gettime(ClockId::CLOCK_REALTIME)?;
@@ -164,20 +164,11 @@ fn watch(magic: &str, limit: Duration) -> Result<()> {
             let idle = SLEEP * (looks.get() - IDLE_LOOKS) as u32;
             ensure!(idle <= limit, "the build machine did not ask for {} s", limit.as_secs());
             thread::sleep(SLEEP);
-            max_error.set(system_max_error()?);
+            max_error.set(system_clock()?.max_error_us);
         }
         Ok(())
     };
     exchange(magic, answer, idle)
-}
-
-/// What the kernel says its clock is wrong by at most, µs.
-fn system_max_error() -> Result<u64> {
-    // SAFETY: all zeroes is a valid timex, and asks for nothing to be changed.
-    let mut timex: nix::libc::timex = unsafe { std::mem::zeroed() };
-    // SAFETY: it points to a timex that the call may write to.
-    Errno::result(unsafe { nix::libc::adjtimex(&mut timex) }).context("adjtimex")?;
-    Ok(timex.maxerror as u64)
 }
 
 /// Gives the build machine a page to find, and answers its questions there. `answer` begins with reading the clock, and
