@@ -1,9 +1,11 @@
 //! Replaying a trace: the lines of a stamp file in, what a reader of the clock would have got out. Text only; files
 //! are the caller's business.
 
+use crate::clock::Clock;
+use crate::ensemble::Ensemble;
 use crate::stamp::{Stamp, StampError};
 use crate::sync::Synchroniser;
-use crate::time::Span;
+use crate::time::{Counter, Span};
 
 /// A line of a trace that cannot be replayed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -26,28 +28,54 @@ where
     L: IntoIterator,
     L::Item: AsRef<str>,
 {
-    lines.into_iter().enumerate().filter_map(move |(index, line)| {
-        let text = line.as_ref();
-        let text = text.split_once('#').map_or(text, |(before, _)| before).trim();
-        if text.is_empty() {
-            return None;
-        }
-        Some(match text.parse() {
-            Ok(stamp) => Ok(step(&mut sync, &stamp)),
-            Err(error) => Err(ReplayError { line: index + 1, error }),
-        })
+    stamps(lines).map(move |stamp| {
+        let stamp = stamp?;
+        let line = answer(sync.clock(), stamp.ta);
+        sync.process(&stamp);
+        Ok(line)
     })
 }
 
-fn step(sync: &mut Synchroniser, stamp: &Stamp) -> String {
-    let line = match sync.clock() {
-        Some(clock) => {
-            format!("{} {} {}", stamp.ta.0, clock.time_at(stamp.ta), seconds_up(clock.max_error_at(stamp.ta)))
-        }
-        None => format!("# {} not yet synchronised", stamp.ta.0),
-    };
-    sync.process(stamp);
-    line
+/// Runs several traces, each of a server of its own, through their `ensemble` in the order of the counter at which the
+/// replies arrived, and yields a line a stamp as [`replay`] does. All traces are of the same counter.
+///
+/// # Panics
+///
+/// If there are not as many traces as the ensemble has servers.
+pub fn replay_several(traces: &[Vec<Stamp>], mut ensemble: Ensemble) -> impl Iterator<Item = String> {
+    let mut merged: Vec<(usize, Stamp)> = traces
+        .iter()
+        .enumerate()
+        .flat_map(|(server, stamps)| stamps.iter().map(move |stamp| (server, *stamp)))
+        .collect();
+    // Against one of them, so that the counter may wrap around.
+    let first = merged.first().map_or(Counter(0), |(_, stamp)| stamp.tf);
+    merged.sort_by_key(|(_, stamp)| stamp.tf.since(first));
+    merged.into_iter().map(move |(server, stamp)| {
+        let line = answer(ensemble.clock(), stamp.ta);
+        ensemble.process(server, &stamp);
+        line
+    })
+}
+
+/// The stamps of a trace, without its comments.
+pub fn stamps<L>(lines: L) -> impl Iterator<Item = Result<Stamp, ReplayError>>
+where
+    L: IntoIterator,
+    L::Item: AsRef<str>,
+{
+    lines.into_iter().enumerate().filter_map(|(index, line)| {
+        let text = line.as_ref();
+        let text = text.split_once('#').map_or(text, |(before, _)| before).trim();
+        (!text.is_empty()).then(|| text.parse().map_err(|error| ReplayError { line: index + 1, error }))
+    })
+}
+
+fn answer(clock: Option<Clock>, ta: Counter) -> String {
+    match clock {
+        Some(clock) => format!("{} {} {}", ta.0, clock.time_at(ta), seconds_up(clock.max_error_at(ta))),
+        None => format!("# {} not yet synchronised", ta.0),
+    }
 }
 
 /// Decimal seconds with nine decimals, rounded up, for a bound.
@@ -85,6 +113,31 @@ mod tests {
             assert!(truth.te.since(truth.tb).as_secs_f64().abs() <= bound, "{line}");
             assert!(bound < 2e-3, "{line}");
         }
+    }
+
+    #[test]
+    fn several_traces_are_merged_and_a_liar_among_them_is_not_followed() {
+        let text = include_str!("../tests/data/lan-1s.stamps");
+        let honest: Vec<Stamp> = stamps(text.lines()).map(Result::unwrap).collect();
+        // The same exchanges a little later each.
+        let later = |counts: i64, lie: Span| {
+            let shifted = |stamp: &Stamp| {
+                let by = Span::from_nanos(counts) + lie;
+                let (tb, te) = (stamp.tb.saturating_add(by), stamp.te.saturating_add(by));
+                Stamp { ta: stamp.ta.offset(counts), tb, te, tf: stamp.tf.offset(counts), ..*stamp }
+            };
+            honest.iter().map(shifted).collect::<Vec<_>>()
+        };
+        let traces = [honest.clone(), later(1_000_000, Span::from_secs(3)), later(2_000_000, Span::ZERO)];
+        let ensemble = Ensemble::new(&SyncParams::default(), 3).unwrap();
+        let out: Vec<String> = replay_several(&traces, ensemble).collect();
+        assert_eq!(out.len(), 3 * honest.len());
+        let alone = run(text);
+        // A line's time as the server times of a stamp, for their difference.
+        let time = |line: &str| line.split(' ').nth(1).unwrap().to_owned();
+        let (together, alone) = (time(&out[out.len() - 3]), time(alone.last().unwrap().as_ref().unwrap()));
+        let both: Stamp = format!("0 {together} {alone} 1").parse().unwrap();
+        assert!(both.te.since(both.tb).as_secs_f64().abs() < 1e-4, "{both}");
     }
 
     #[test]

@@ -33,10 +33,11 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Run a recorded trace through the algorithm: a line `counter utc max_error_s` a stamp
+    /// Run recorded traces through the algorithm: a line `counter utc max_error_s` a stamp
     Replay {
-        /// A line `Ta Tb Te Tf` a stamp; - is standard input
-        trace: PathBuf,
+        /// A line `Ta Tb Te Tf` a stamp; - is standard input. Of several servers, one a server
+        #[arg(required = true)]
+        traces: Vec<PathBuf>,
         /// The counter's nominal frequency
         #[arg(long, value_name = "HZ", default_value_t = 1e9)]
         nominal_hz: f64,
@@ -67,8 +68,8 @@ fn one_line(error: &anyhow::Error) -> String {
 
 fn run(arguments: Arguments) -> anyhow::Result<()> {
     logging::init(arguments.log_level);
-    if let Some(Command::Replay { trace, nominal_hz }) = &arguments.command {
-        return replay::run(trace, *nominal_hz);
+    if let Some(Command::Replay { traces, nominal_hz }) = &arguments.command {
+        return replay::run(traces, *nominal_hz);
     }
     let default = PathBuf::from(DEFAULT_PATH);
     let (mut config, source) = match &arguments.config {

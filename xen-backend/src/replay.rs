@@ -1,38 +1,69 @@
-//! `radclockd replay`: a recorded trace through the algorithm, a line a stamp on standard output.
+//! `radclockd replay`: recorded traces through the algorithm, a line a stamp on standard output.
 //!
 //! What a line means is `radclock::replay`'s business; here are the files and the errors.
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, BufWriter, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::Context;
-use radclock::replay::replay;
+use radclock::ensemble::{Ensemble, MAX_SERVERS};
+use radclock::replay::{replay, replay_several, stamps};
 use radclock::sync::{SyncParams, Synchroniser};
 
-/// Replays the trace in the file `path` (`-` is standard input), whose counter nominally counts `nominal_hz` a second.
+/// Replays the traces in the files `paths` (`-` is standard input), one a server, all of the counter that nominally counts
+/// `nominal_hz` a second.
 ///
 /// # Errors
 ///
-/// The file cannot be read, or a line of it is no stamp. Whoever reads the output may leave early.
-pub fn run(path: &Path, nominal_hz: f64) -> anyhow::Result<()> {
+/// A file cannot be read, a line of it is no stamp, or there are more than eight. Whoever reads the output may leave
+/// early.
+pub fn run(paths: &[PathBuf], nominal_hz: f64) -> anyhow::Result<()> {
     let params = SyncParams { nominal_period: 1.0 / nominal_hz, ..SyncParams::default() };
-    let sync = Synchroniser::new(params).context("--nominal-hz is out of range")?;
+    let sync = Synchroniser::new(params.clone()).context("--nominal-hz is out of range")?;
+    if let [path] = paths {
+        // Behind the iterator, since a line that cannot be read ends it.
+        let mut broken = None;
+        let lines = replay(lines(path, &mut broken)?, sync);
+        write(lines.map(|line| line.with_context(|| path.display().to_string())))?;
+        return unbroken(path, broken);
+    }
+    anyhow::ensure!(paths.len() <= MAX_SERVERS, "{} traces: at most {MAX_SERVERS} servers are allowed", paths.len());
+    let mut traces = Vec::new();
+    for path in paths {
+        let mut broken = None;
+        let trace: Result<Vec<_>, _> = stamps(lines(path, &mut broken)?).collect();
+        traces.push(trace.with_context(|| path.display().to_string())?);
+        unbroken(path, broken)?;
+    }
+    write(replay_several(&traces, Ensemble::new(&params, paths.len())?).map(Ok))
+}
+
+/// The lines of a file; what goes wrong on the way ends them and goes to `broken`.
+fn lines<'a>(path: &Path, broken: &'a mut Option<io::Error>) -> anyhow::Result<impl Iterator<Item = String> + use<'a>> {
     let input: Box<dyn BufRead> = if path == Path::new("-") {
         Box::new(io::stdin().lock())
     } else {
         Box::new(BufReader::new(File::open(path).with_context(|| format!("cannot open {}", path.display()))?))
     };
-    // Behind the iterator, since a line that cannot be read ends it.
-    let mut broken = None;
-    let lines = input.lines().map_while(|line| line.map_err(|error| broken = Some(error)).ok());
+    Ok(input.lines().map_while(|line| line.map_err(|error| *broken = Some(error)).ok()))
+}
+
+fn unbroken(path: &Path, broken: Option<io::Error>) -> anyhow::Result<()> {
+    match broken {
+        Some(error) => Err(error).with_context(|| format!("cannot read {}", path.display())),
+        None => Ok(()),
+    }
+}
+
+fn write(lines: impl Iterator<Item = anyhow::Result<String>>) -> anyhow::Result<()> {
     let mut output = BufWriter::new(io::stdout().lock());
-    for line in replay(lines, sync) {
+    for line in lines {
         let line = match line {
             Ok(line) => line,
             Err(error) => {
                 output.flush()?;
-                return Err(error).with_context(|| path.display().to_string());
+                return Err(error);
             }
         };
         match writeln!(output, "{line}") {
@@ -41,11 +72,7 @@ pub fn run(path: &Path, nominal_hz: f64) -> anyhow::Result<()> {
         }
     }
     match output.flush() {
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {}
-        result => result?,
-    }
-    match broken {
-        Some(error) => Err(error).with_context(|| format!("cannot read {}", path.display())),
-        None => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        result => Ok(result?),
     }
 }
