@@ -15,6 +15,10 @@ const FONT: &str = "/usr/share/fonts/truetype/dejavu/DejaVuSans.ttf";
 const FAMILY: &str = "sans-serif";
 const WIDTH: u32 = 1200;
 const HEIGHT: u32 = 640;
+/// A name's.
+const NAME_HEIGHT: u32 = 26;
+/// A line of more points is drawn thin, for it is mostly corners.
+const DENSE: usize = 1500;
 const TEXT: RGBColor = RGBColor(0x22, 0x22, 0x22);
 const GRID: RGBColor = RGBColor(0xdd, 0xdd, 0xdd);
 /// M. Okabe and K. Ito's colours, which everybody can tell apart; the lightest left out.
@@ -50,6 +54,8 @@ pub struct Axis {
     pub scale: Scale,
     /// The ends; those of the data where there are none.
     pub range: Option<(f64, f64)>,
+    /// What stands at 0, 1, 2 … in the place of numbers.
+    pub names: Vec<String>,
 }
 
 /// How values are laid out along an axis.
@@ -92,7 +98,13 @@ pub enum Mark {
 impl Axis {
     /// From the data's smallest to their largest value.
     pub fn new(label: impl Into<String>, scale: Scale) -> Axis {
-        Axis { label: label.into(), scale, range: None }
+        Axis { label: label.into(), scale, range: None, names: vec![] }
+    }
+
+    /// With these names at 0, 1, 2 …, the first one at the far end.
+    pub fn of_names(names: Vec<String>) -> Axis {
+        let range = Some((names.len() as f64 - 0.4, -0.6));
+        Axis { label: String::new(), scale: Scale::Linear, range, names }
     }
 
     /// With these ends.
@@ -112,7 +124,7 @@ impl Axis {
         let (from, to) = (scale.position(low), scale.position(high));
         // A little room, and never none.
         let margin = if self.range.is_some() { 0.0 } else { ((to - from) * 0.03).max(1e-9 * (1.0 + to.abs())) };
-        Coordinate { scale, from: from - margin, to: to + margin }
+        Coordinate { scale, names: self.names.len(), from: from - margin, to: to + margin }
     }
 }
 
@@ -143,7 +155,7 @@ impl Scale {
                 if decades < 0.8 {
                     return linear_ticks(low, high, count);
                 }
-                let multiples: &[f64] = if decades < 2.5 { &[1.0, 2.0, 5.0] } else { &[1.0] };
+                let multiples: &[f64] = if decades < 3.5 { &[1.0, 2.0, 5.0] } else { &[1.0] };
                 let every = (decades / count as f64).ceil().max(1.0) as i32;
                 let exponents = (low.log10().floor() as i32..=high.log10().ceil() as i32).filter(|e| e % every == 0);
                 let ticks = exponents.flat_map(|e| multiples.iter().map(move |multiple| multiple * 10f64.powi(e)));
@@ -155,7 +167,9 @@ impl Scale {
                 let decades = (last - first + 1).max(1);
                 let both = if low < 0.0 && high > 0.0 { 2 } else { 1 };
                 let every = (f64::from(decades * both) / count as f64).ceil().max(1.0) as i32;
-                let powers = (first..=last).filter(|e| (e - first) % every == 0).map(|e| 10f64.powi(e));
+                // Next to zero there is no room for them.
+                let begin = if every > 1 { first + 1 } else { first };
+                let powers = (begin..=last).filter(|e| (e - begin) % every == 0).map(|e| 10f64.powi(e));
                 let mut ticks: Vec<f64> = powers.flat_map(|power| [-power, power]).chain([0.0]).collect();
                 ticks.retain(|tick| (low..=high).contains(tick));
                 ticks.sort_by(f64::total_cmp);
@@ -196,6 +210,8 @@ fn tick_label(value: f64) -> String {
 /// An axis as plotters wants it: by positions on the scale.
 struct Coordinate {
     scale: Scale,
+    /// How many names there are in the place of numbers.
+    names: usize,
     from: f64,
     to: f64,
 }
@@ -211,6 +227,9 @@ impl Ranged for Coordinate {
     }
 
     fn key_points<Hint: KeyPointHint>(&self, hint: Hint) -> Vec<f64> {
+        if self.names > 0 {
+            return (0..self.names).map(|name| name as f64).collect();
+        }
         let Range { start, end } = self.range();
         self.scale.ticks(start, end, hint.bold_points())
     }
@@ -230,10 +249,14 @@ impl Plot {
     /// Draws it into a PNG file.
     pub fn draw(&self, path: &Path) -> Result<()> {
         load_font()?;
-        let area = BitMapBackend::new(path, (WIDTH, HEIGHT)).into_drawing_area();
+        let area = BitMapBackend::new(path, (WIDTH, self.height())).into_drawing_area();
         self.draw_on(&area)
             .and_then(|()| area.present().map_err(Into::into))
             .with_context(|| path.display().to_string())
+    }
+
+    fn height(&self) -> u32 {
+        HEIGHT.max(180 + NAME_HEIGHT * self.y.names.len() as u32)
     }
 
     fn draw_on<'a>(&self, area: &DrawingArea<BitMapBackend<'a>, Shift>) -> Result<()> {
@@ -266,10 +289,16 @@ impl Plot {
             .margin_right(30)
             .margin_bottom(10)
             .x_label_area_size(62)
-            .y_label_area_size(104)
+            .y_label_area_size(if self.y.names.is_empty() { 104 } else { 220 })
             .build_cartesian_2d(self.x.coordinate(xs), self.y.coordinate(ys))?;
+        let label = |axis: &Axis, value: f64| match axis.names.get(value as usize) {
+            Some(name) => name.clone(),
+            None => tick_label(value),
+        };
         chart
             .configure_mesh()
+            .x_label_formatter(&|value| label(&self.x, *value))
+            .y_label_formatter(&|value| label(&self.y, *value))
             .bold_line_style(GRID)
             .light_line_style(TRANSPARENT)
             .axis_style(TEXT)
@@ -292,7 +321,10 @@ impl Plot {
             }
             for run in series.points.split(|point| !self.shows(*point)) {
                 let line = thinned(run, |x| self.x.scale.position(x));
-                chart.draw_series(LineSeries::new(line, colour.stroke_width(series.thickness())))?;
+                let thickness = if line.len() > DENSE { 1 } else { series.thickness() };
+                // One by one: joined, plotters would draw corners as long as they are sharp.
+                let segments = line.windows(2).map(|ends| PathElement::new(ends, colour.stroke_width(thickness)));
+                chart.draw_series(segments)?;
             }
         }
         Ok(())
@@ -366,6 +398,7 @@ mod tests {
         assert_eq!(Scale::Log.ticks(0.5, 2000.0, 9), [1.0, 10.0, 100.0, 1000.0]);
         assert_eq!(Scale::Log.ticks(1.0, 100.0, 9), [1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0]);
         assert_eq!(Scale::SymLog(1.0).ticks(-20.0, 150.0, 9), [-10.0, -1.0, 0.0, 1.0, 10.0, 100.0]);
+        assert_eq!(Scale::SymLog(1.0).ticks(-1e6, 1e6, 9), [-1e5, -1e3, -10.0, 0.0, 10.0, 1e3, 1e5]);
         assert!(Scale::Linear.ticks(1.0, 1.0, 9).is_empty());
     }
 

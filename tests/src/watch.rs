@@ -15,11 +15,12 @@ use crate::truth::{Memory, RealTime, Scale, random_magic};
 use crate::wait;
 
 /// The probe gives up when nobody has asked for so long.
-const PROBE_LIMIT: Duration = Duration::from_secs(120);
-/// A sample is the narrowest bracket of so many.
+const PROBE_LIMIT: Duration = Duration::from_secs(600);
+/// A sample is the narrowest bracket of so many, which take milliseconds.
 const BRACKETS: usize = 200;
-/// They take milliseconds, unless the build machine is very busy.
-const SAMPLE_LIMIT: Duration = Duration::from_secs(30);
+/// Of fewer, if the build machine is so busy that they take longer than this.
+const PATIENCE: Duration = Duration::from_secs(2);
+const SAMPLE_LIMIT: Duration = Duration::from_secs(120);
 
 /// A probe in Dom0.
 pub struct Watch {
@@ -99,7 +100,7 @@ impl Watch {
         let mut brackets = Vec::new();
         let mut last = exchange.answer.load(Ordering::Acquire);
         let start = Instant::now();
-        while brackets.len() < BRACKETS {
+        while brackets.len() < BRACKETS && (brackets.is_empty() || start.elapsed() < PATIENCE) {
             wait::check()?;
             if let Some(output) = self.probe.ended()? {
                 command::success("lab-probe watch", &output)?;

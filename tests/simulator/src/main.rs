@@ -18,7 +18,7 @@ struct Arguments {
     #[arg(long, default_value_t = 1)]
     seed: u64,
     /// End after so many hours; the family's own length if not given.
-    #[arg(long)]
+    #[arg(long, allow_negative_numbers = true)]
     hours: Option<f64>,
 }
 

@@ -1,7 +1,8 @@
 //! How good a clock was on a trace: its readings, and their figures.
 
+use radclock::stamp::Stamp;
 use radclock::sync::Synchroniser;
-use radclock::time::Span;
+use radclock::time::{Counter, Span, Timestamp};
 use serde::Serialize;
 
 use crate::scenario::seconds;
@@ -18,25 +19,42 @@ pub struct Reading {
     pub bound: f64,
 }
 
-/// What a reader would have got at each stamp's `Ta`, before the synchroniser processed that stamp; nothing before there is
-/// a clock.
-pub fn replay(trace: &Trace, sync: &mut Synchroniser) -> Vec<Reading> {
+/// A clock that is fed with stamps.
+pub trait Clock {
+    /// The time and the bound on its error that a reader gets at a counter value; nothing while there is no clock.
+    fn read(&self, counter: Counter) -> Option<(Timestamp, Span)>;
+
+    /// Takes a stamp in.
+    fn process(&mut self, stamp: &Stamp);
+}
+
+impl Clock for Synchroniser {
+    fn read(&self, counter: Counter) -> Option<(Timestamp, Span)> {
+        self.clock().map(|clock| (clock.time_at(counter), clock.max_error_at(counter)))
+    }
+
+    fn process(&mut self, stamp: &Stamp) {
+        self.process(stamp);
+    }
+}
+
+/// What a reader would have got at each stamp's `Ta`, before the clock took that stamp in; nothing before there is a clock.
+pub fn replay(trace: &Trace, clock: &mut impl Clock) -> Vec<Reading> {
     let mut readings = vec![];
     for line in &trace.lines {
-        if let Some(clock) = sync.clock() {
-            let error: Span = clock.time_at(line.stamp.ta).since(line.sent);
-            let bound = clock.max_error_at(line.stamp.ta);
-            readings.push(Reading { at: seconds(line.sent), error: error.as_secs_f64(), bound: bound.as_secs_f64() });
+        if let Some((time, bound)) = clock.read(line.stamp.ta) {
+            let error = time.since(line.sent).as_secs_f64();
+            readings.push(Reading { at: seconds(line.sent), error, bound: bound.as_secs_f64() });
         }
-        sync.process(&line.stamp);
+        clock.process(&line.stamp);
     }
     readings
 }
 
-/// The readings from a time after the trace's first exchange on, s.
-pub fn after<'readings>(readings: &'readings [Reading], trace: &Trace, warm: f64) -> &'readings [Reading] {
-    let first = trace.lines.first().map_or(0.0, |line| seconds(line.sent));
-    &readings[readings.partition_point(|reading| reading.at < first + warm)..]
+/// The readings of a trace that are scored: those after [`Trace::warm`].
+pub fn scored<'readings>(trace: &Trace, readings: &'readings [Reading]) -> &'readings [Reading] {
+    let from = trace.lines.first().map_or(0.0, |line| seconds(line.sent)) + trace.warm();
+    &readings[readings.partition_point(|reading| reading.at < from)..]
 }
 
 /// The figures of one clock.

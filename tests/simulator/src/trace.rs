@@ -9,7 +9,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use radclock::stamp::Stamp;
 use radclock::time::Timestamp;
 
-use crate::scenario::{Scenario, World};
+use crate::scenario::{Scenario, World, seconds};
 
 /// A trace.
 #[derive(Clone, Debug)]
@@ -54,6 +54,16 @@ impl Trace {
     /// Half of the smallest round trip, s.
     pub fn half_round_trip(&self) -> f64 {
         (self.min_delays.0 + self.min_delays.1) / 2.0
+    }
+
+    /// From when on a clock is scored, s after the first exchange: 2 h, or 10 min where there is no more than that.
+    pub fn warm(&self) -> f64 {
+        let length = self
+            .lines
+            .last()
+            .zip(self.lines.first())
+            .map_or(0.0, |(last, first)| seconds(last.sent) - seconds(first.sent));
+        if length > 3.0 * 3600.0 { 2.0 * 3600.0 } else { 600.0 }
     }
 
     /// The file's text. `how` says how the trace was made.

@@ -1,6 +1,9 @@
 //! Experiments: longer than a test, and they judge nothing. Each ends in a report with tables, plots and figures.
 
+mod accuracy;
 mod accuracy_lab;
+mod migration;
+mod peer;
 
 use std::path::{Path, PathBuf};
 
@@ -30,11 +33,23 @@ pub struct Options {
 }
 
 /// All experiments.
-pub const EXPERIMENTS: &[Experiment] = &[Experiment {
-    name: "accuracy-lab",
-    about: "Dom0's clock in the lab, beside chronyd's on the same path (an hour; --quick: 5 min)",
-    run: accuracy_lab::run,
-}];
+pub const EXPERIMENTS: &[Experiment] = &[
+    Experiment {
+        name: "accuracy",
+        about: "the clock on simulated and given traces, beside ClockBound's (2 min; --quick: half a minute)",
+        run: accuracy::run,
+    },
+    Experiment {
+        name: "accuracy-lab",
+        about: "Dom0's clock in the lab, beside chronyd's on the same path (an hour; --quick: 5 min)",
+        run: accuracy_lab::run,
+    },
+    Experiment {
+        name: "migration",
+        about: "A guest's time across a live migration, ours and that of today's daemons (30 min; --quick: 10 min)",
+        run: migration::run,
+    },
+];
 
 /// Runs one and writes its report to `out`, or to `experiments/NAME` where cargo builds. Without a name, lists them.
 pub fn run(name: Option<&str>, out: Option<&Path>, options: &Options) -> Result<()> {
