@@ -37,12 +37,10 @@ impl<'host> Scene<'host> {
         for (name, kind) in demo::GUESTS {
             guests.push(host.create(name, kind)?);
         }
-        let mut readers = Vec::new();
-        for guest in &guests {
-            guest.await_synchronized()?;
-            readers.push(Reader::start(guest, &[host])?);
-        }
+        // A guest that boots beside a reader takes long: the host has one CPU.
+        guests.iter().try_for_each(Guest::await_synchronized)?;
         prefer_dom0(host)?;
+        let readers = guests.iter().map(|guest| Reader::start(guest, &[host])).collect::<Result<_>>()?;
         stay()?;
         Ok(Scene { host, before, guests, readers })
     }
