@@ -50,6 +50,7 @@ use radclock::reader;
 use radclock::seqcount::SharedPage;
 
 pub use radclock::clock::{Clock, Period, Status};
+pub use radclock::disruption::Disruption;
 pub use radclock::page::{Extension, Flags, Page, PageError, VmclockAbi};
 pub use radclock::reader::{ReadError, Reading, Sample};
 pub use radclock::seqcount::Busy;
@@ -196,6 +197,19 @@ impl RadClock {
     /// A copy of 4096 bytes, so not for the fast path.
     pub fn snapshot(&self) -> Result<Page, Busy> {
         self.page().snapshot()
+    }
+
+    /// What the host warns of: that the counter will be disrupted, by a migration say. Can be asked of a clock that
+    /// cannot be read, too. A warning is a courtesy: a disruption may come without one, and readings are right either
+    /// way.
+    ///
+    /// Not for the fast path.
+    ///
+    /// # Errors
+    ///
+    /// [`Busy`]: the page was being written all the while.
+    pub fn warning(&self) -> Result<Option<Disruption>, Busy> {
+        Ok(Disruption::from_flags(self.snapshot()?.abi.flags()))
     }
 
     #[inline]

@@ -35,6 +35,7 @@ int main(int argc, char **argv)
 	struct radclock_sample sample;
 	struct radclock_reading now, earlier;
 	struct radclock_parameters parameters;
+	enum radclock_warning warning;
 	enum radclock_error error;
 
 	error = radclock_open(argc > 1 ? argv[1] : NULL, &clock);
@@ -48,6 +49,8 @@ int main(int argc, char **argv)
 		error = radclock_time_of(clock, sample, &earlier);
 	if (!error)
 		error = radclock_get_parameters(clock, &parameters);
+	if (!error)
+		error = radclock_get_warning(clock, &warning);
 	radclock_close(clock);
 	if (error)
 		return fail(error);
@@ -65,6 +68,9 @@ int main(int argc, char **argv)
 		printf("by hand %" PRIu64 " s + %.9f s\n", parameters.time_sec,
 		       (double)parameters.time_frac / 18446744073709551616.0 + seconds);
 	}
+	if (warning != RADCLOCK_NO_WARNING)
+		printf("the clock will be disrupted within %s\n",
+		       warning == RADCLOCK_DISRUPTION_SOON ? "a day" : "an hour");
 	if (now.tai_offset_known)
 		printf("TAI is %d s ahead of UTC\n", (int)now.tai_offset);
 	return 0;

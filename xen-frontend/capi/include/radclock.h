@@ -62,7 +62,7 @@ enum radclock_error {
    */
   RADCLOCK_ERR_BACKWARDS = 9,
   /**
-   * A leap second came since the clock was updated last.
+   * A leap second begins right now, and which second it is cannot be told.
    */
   RADCLOCK_ERR_LEAP = 10,
   /**
@@ -83,6 +83,24 @@ enum radclock_status {
    * Right to within a bound that goes on growing: the parameters are older than their validity.
    */
   RADCLOCK_FREERUNNING = 3,
+};
+
+/**
+ * What the host warns of.
+ */
+enum radclock_warning {
+  /**
+   * Nothing. A disruption may come without a warning.
+   */
+  RADCLOCK_NO_WARNING = 0,
+  /**
+   * The counter will be disrupted, by a migration say, within about a day.
+   */
+  RADCLOCK_DISRUPTION_SOON = 1,
+  /**
+   * The same within about an hour.
+   */
+  RADCLOCK_DISRUPTION_IMMINENT = 2,
 };
 
 /**
@@ -137,6 +155,10 @@ struct radclock_reading {
    * Whether the clock knows TAI - UTC.
    */
   bool tai_offset_known;
+  /**
+   * In an inserted second, 23:59:60: time has the number of the second before it once more.
+   */
+  bool leap_second;
   /**
    * The counter value that was turned into time.
    */
@@ -262,6 +284,19 @@ enum radclock_error radclock_time_of(const struct radclock *clock,
  */
 enum radclock_error radclock_get_parameters(const struct radclock *clock,
                                             struct radclock_parameters *parameters);
+
+/**
+ * What the host warns of now. Also of a clock that cannot be read. Readings are right whether or not there is a
+ * warning.
+ *
+ * Errors: RADCLOCK_ERR_ARGUMENT, _BUSY. On an error *warning is left alone.
+ *
+ * # Safety
+ *
+ * `clock` is NULL or an open clock; `warning` is NULL or may be written.
+ */
+enum radclock_error radclock_get_warning(const struct radclock *clock,
+                                         enum radclock_warning *warning);
 
 /**
  * What an error means, in one English line. The string lives for ever.

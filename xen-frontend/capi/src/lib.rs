@@ -9,7 +9,7 @@ use std::ffi::{CStr, OsStr, c_char};
 use std::os::unix::ffi::OsStrExt;
 
 use libc::timespec;
-use xen_radclock::{OpenError, RadClock, ReadError, Reading, Sample, Span, Status, Timestamp};
+use xen_radclock::{Disruption, OpenError, RadClock, ReadError, Reading, Sample, Span, Status, Timestamp};
 
 /// What a function returns: RADCLOCK_OK, or why it did nothing.
 #[repr(C)]
@@ -35,7 +35,7 @@ pub enum radclock_error {
     RADCLOCK_ERR_DISRUPTED = 8,
     /// The counter was reset and the page does not know yet.
     RADCLOCK_ERR_BACKWARDS = 9,
-    /// A leap second came since the clock was updated last.
+    /// A leap second begins right now, and which second it is cannot be told.
     RADCLOCK_ERR_LEAP = 10,
     /// The page's parameters give a time or a bound out of range.
     RADCLOCK_ERR_RANGE = 11,
@@ -50,6 +50,18 @@ pub enum radclock_status {
     RADCLOCK_SYNCHRONIZED = 2,
     /// Right to within a bound that goes on growing: the parameters are older than their validity.
     RADCLOCK_FREERUNNING = 3,
+}
+
+/// What the host warns of.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum radclock_warning {
+    /// Nothing. A disruption may come without a warning.
+    RADCLOCK_NO_WARNING = 0,
+    /// The counter will be disrupted, by a migration say, within about a day.
+    RADCLOCK_DISRUPTION_SOON = 1,
+    /// The same within about an hour.
+    RADCLOCK_DISRUPTION_IMMINENT = 2,
 }
 
 /// An open clock.
@@ -83,6 +95,8 @@ pub struct radclock_reading {
     pub tai_offset: i32,
     /// Whether the clock knows TAI - UTC.
     pub tai_offset_known: bool,
+    /// In an inserted second, 23:59:60: time has the number of the second before it once more.
+    pub leap_second: bool,
     /// The counter value that was turned into time.
     pub sample: radclock_sample,
 }
@@ -244,6 +258,30 @@ pub unsafe extern "C" fn radclock_get_parameters(
     unsafe { call(clock, parameters, get) }
 }
 
+/// What the host warns of now. Also of a clock that cannot be read. Readings are right whether or not there is a
+/// warning.
+///
+/// Errors: RADCLOCK_ERR_ARGUMENT, _BUSY. On an error *warning is left alone.
+///
+/// # Safety
+///
+/// `clock` is NULL or an open clock; `warning` is NULL or may be written.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn radclock_get_warning(
+    clock: *const radclock,
+    warning: *mut radclock_warning,
+) -> radclock_error {
+    let get = |clock: &RadClock| {
+        Ok(match clock.warning()? {
+            None => radclock_warning::RADCLOCK_NO_WARNING,
+            Some(Disruption::Soon) => radclock_warning::RADCLOCK_DISRUPTION_SOON,
+            Some(Disruption::Imminent) => radclock_warning::RADCLOCK_DISRUPTION_IMMINENT,
+        })
+    };
+    // SAFETY: as the caller vouches.
+    unsafe { call(clock, warning, get) }
+}
+
 /// What an error means, in one English line. The string lives for ever.
 #[unsafe(no_mangle)]
 pub extern "C" fn radclock_strerror(error: i32) -> *const c_char {
@@ -258,7 +296,7 @@ pub extern "C" fn radclock_strerror(error: i32) -> *const c_char {
         7 => c"the clock is unreliable now: its counter was disrupted or its host is gone",
         8 => c"the counter was disrupted since the sample was taken",
         9 => c"the counter went backwards: it was reset",
-        10 => c"a leap second came since the clock was updated last",
+        10 => c"a leap second begins right now: which second it is cannot be told",
         11 => c"the page's parameters give a time out of range",
         _ => c"unknown error",
     };
@@ -322,6 +360,7 @@ fn reading_to_c(reading: &Reading) -> radclock_reading {
         },
         tai_offset: reading.tai_offset.unwrap_or(0).into(),
         tai_offset_known: reading.tai_offset.is_some(),
+        leap_second: reading.leap_second,
         sample: sample_to_c(reading.sample),
     }
 }

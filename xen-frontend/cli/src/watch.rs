@@ -1,14 +1,14 @@
 //! `radclock watch`: a line for each change that matters to a person.
 //!
-//! A page changes with every update; what matters is the state, the host behind it, a disruption, a warning, and a
-//! jump of the time.
+//! A page changes with every update; what matters is the state, the host behind it, a disruption, a warning of one, and
+//! a jump of the time.
 
 use std::io::{self, Write};
 use std::thread::sleep;
-use std::time::Duration;
+use std::time::{Duration, Instant, SystemTime};
 
 use serde::Serialize;
-use xen_radclock::{Clock, Flags, RadClock, ReadError, Span, Status};
+use xen_radclock::{Clock, Disruption, Flags, RadClock, ReadError, Reading, Span, Status, Timestamp};
 
 use crate::show::{ReadingJson, flag_names};
 use crate::{Failure, format};
@@ -41,23 +41,24 @@ struct View {
 /// One line, as JSON: what changed, in words, and the state after it.
 #[derive(Serialize)]
 struct Line {
-    changes: Vec<String>,
+    change: String,
     status: String,
     reading: Option<ReadingJson>,
     host_id: Option<String>,
     disruption_marker: u64,
     flags: Vec<String>,
-    /// New time less old time at the same counter value, if the parameters changed.
-    jump_ns: Option<i64>,
 }
 
 pub fn run(clock: &RadClock, args: &Args, json: bool) -> Result<(), Failure> {
+    let report = Span::from_nanos(args.jump.min(1 << 62) as i64);
     let mut last: Option<View> = None;
+    let mut last_reading: Option<(Reading, Instant)> = None;
     let mut left = args.count.unwrap_or(u64::MAX);
     while left > 0 {
         // A page in the middle of a write is looked at the next time.
         if let Ok(page) = clock.snapshot() {
             let result = clock.now();
+            let reading = result.ok().map(|reading| (reading, Instant::now()));
             let view = View {
                 status: result.as_ref().map_or(page.abi.status(), |reading| reading.status),
                 error: result.as_ref().err().copied(),
@@ -67,27 +68,20 @@ pub fn run(clock: &RadClock, args: &Args, json: bool) -> Result<(), Failure> {
                 leap_indicator: page.abi.leap_indicator,
                 clock: page.abi.clock().ok().filter(|_| page.abi.status().is_readable()),
             };
-            let jump = last.as_ref().and_then(|last| jump(clock, last, &view));
-            let changes = changes(last.as_ref(), &view, jump, Span::from_nanos(args.jump.min(1 << 62) as i64));
-            if !changes.is_empty() {
-                let line = Line {
-                    changes,
-                    status: view.status.to_string(),
-                    reading: result.as_ref().ok().map(ReadingJson::from),
-                    host_id: view.host.as_ref().map(format::host_id),
-                    disruption_marker: view.disruption_marker,
-                    flags: flag_names(view.flags),
-                    jump_ns: jump.map(|(jump, _)| jump.floor_nanos()),
-                };
-                if json {
-                    format::json(&line)?;
-                } else {
-                    let time = result.map_or_else(|_| "-".into(), |reading| format::utc(reading.time));
-                    writeln!(io::stdout(), "{time} {}", line.changes.join(", "))?;
+            let jump = match (&last, last_reading, reading) {
+                (_, Some(before), Some(after)) if is_other_counter(&before.0, &after.0) => Some(across(before, after)),
+                (Some(last), ..) => jump(clock, last, &view, report),
+                _ => None,
+            };
+            for change in changes(last.as_ref(), &view, jump) {
+                if left == 0 {
+                    break;
                 }
                 left -= 1;
+                print(change, &view, reading.map(|(reading, _)| reading).as_ref(), json)?;
             }
             last = Some(view);
+            last_reading = reading.or(last_reading);
         }
         if left > 0 {
             sleep(Duration::from_millis(args.interval));
@@ -96,9 +90,65 @@ pub fn run(clock: &RadClock, args: &Args, json: bool) -> Result<(), Failure> {
     Ok(())
 }
 
-/// By how much the time jumped now, and the bound that stood before; nothing across a disruption, where the old
-/// parameters are of another counter, nor if they did not change.
-fn jump(clock: &RadClock, last: &View, view: &View) -> Option<(Span, Span)> {
+fn print(change: String, view: &View, reading: Option<&Reading>, json: bool) -> io::Result<()> {
+    if json {
+        return format::json(&Line {
+            change,
+            status: view.status.to_string(),
+            reading: reading.map(ReadingJson::from),
+            host_id: view.host.as_ref().map(format::host_id),
+            disruption_marker: view.disruption_marker,
+            flags: flag_names(view.flags),
+        });
+    }
+    let time = match reading {
+        Some(reading) => format::utc(reading.time),
+        None => format!("~{}", format::utc(system_time())),
+    };
+    writeln!(io::stdout(), "{time} {change}")
+}
+
+/// For who wants to know when it was that the clock could not be read.
+fn system_time() -> Timestamp {
+    let since_1970 = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    Timestamp::from_unix(since_1970.as_secs(), since_1970.subsec_nanos().into())
+}
+
+/// Whether a disruption lies between two readings.
+fn is_other_counter(before: &Reading, after: &Reading) -> bool {
+    before.sample.disruption_marker != after.sample.disruption_marker
+}
+
+/// What can be known of the jump across a disruption. There is no counter that both clocks could be asked for: between
+/// the two readings this system stood still for a time that only their difference tells. Only if that comes out
+/// negative, beyond both bounds, one of the clocks must be wrong.
+fn across(before: (Reading, Instant), after: (Reading, Instant)) -> String {
+    let elapsed = after.0.time.since(before.0.time);
+    let ran = after.1.duration_since(before.1);
+    let ran = Span::from_nanos(i64::try_from(ran.as_nanos()).unwrap_or(i64::MAX));
+    let stood = elapsed - ran;
+    // What the system's own clock may be off by meanwhile.
+    let own = Span::from_nanos(ran.ceil_nanos() / 1000);
+    let bounds = before.0.max_error.saturating_add(after.0.max_error).saturating_add(own);
+    let (elapsed, ran) = (format::signed(elapsed), format::secs(ran.as_secs_f64()));
+    let bounds_text = format::secs(bounds.as_secs_f64());
+    if stood.saturating_add(bounds) < Span::from_nanos(0) {
+        format!(
+            "jump {elapsed} since the last reading before, but the system ran for {ran}: beyond the bounds of {bounds_text}, \
+             so one of the clocks is wrong"
+        )
+    } else {
+        let stood = format::secs(stood.as_secs_f64());
+        format!(
+            "jump {elapsed} since the last reading before: the system ran for {ran} and stood still for {stood} \
+             ± {bounds_text}"
+        )
+    }
+}
+
+/// By how much the time jumped now, with the bound that stood before; nothing if the parameters did not change, or by
+/// less than `report` and than that bound.
+fn jump(clock: &RadClock, last: &View, view: &View, report: Span) -> Option<String> {
     let (old, new) = (last.clock?, view.clock?);
     if old == new || last.disruption_marker != view.disruption_marker {
         return None;
@@ -106,48 +156,59 @@ fn jump(clock: &RadClock, last: &View, view: &View) -> Option<(Span, Span)> {
     let counter = clock.sample().ok()?.counter;
     let (before, bound) = old.reading_at(counter)?;
     let (after, _) = new.reading_at(counter)?;
-    Some((after.since(before), bound))
+    let jump = after.since(before);
+    if jump.abs() > bound {
+        Some(format!("jump {} (beyond the bound of {})", format::signed(jump), format::signed(bound)))
+    } else {
+        (jump.abs() >= report).then(|| format!("jump {}", format::signed(jump)))
+    }
 }
 
-fn changes(last: Option<&View>, view: &View, jump: Option<(Span, Span)>, report: Span) -> Vec<String> {
+/// In the order in which a disruption goes by.
+fn changes(last: Option<&View>, view: &View, jump: Option<String>) -> Vec<String> {
     let mut changes = Vec::new();
     let describe = |view: &View| match view.error {
         // The state says it already.
         None | Some(ReadError::Status(_)) => view.status.to_string(),
         Some(error) => format!("{} ({error})", view.status),
     };
+    let warning = Disruption::from_flags(view.flags);
+    let warned = |warning: Disruption| match warning {
+        Disruption::Soon => "a disruption is to come soon, within a day".to_owned(),
+        Disruption::Imminent => "a disruption is imminent, within an hour".to_owned(),
+    };
     let Some(last) = last else {
         let host = view.host.map_or_else(|| "unknown".into(), |host| format::host_id(&host));
-        return vec![describe(view), format!("host {host}"), format!("disruption marker {}", view.disruption_marker)];
+        let marker = view.disruption_marker;
+        changes.push(format!("{}, host {host}, disruption marker {marker}", describe(view)));
+        changes.extend(warning.map(warned));
+        return changes;
     };
+    let was_warned = Disruption::from_flags(last.flags);
+    if warning != was_warned {
+        changes.extend(warning.map(warned));
+    }
+    if last.disruption_marker != view.disruption_marker {
+        changes.push(format!("disrupted, disruption marker {} -> {}", last.disruption_marker, view.disruption_marker));
+    }
     // An update between the page's copy and the reading shows as an error of the moment.
     let passing = |error: Option<ReadError>| matches!(error, Some(ReadError::Busy(_)));
     if describe(last) != describe(view) && !passing(view.error) {
         changes.push(format!("{} -> {}", describe(last), describe(view)));
     }
     if let (true, Some(host)) = (last.host != view.host, view.host) {
-        changes.push(format!("host {}", format::host_id(&host)));
+        changes.push(format!("new host {}", format::host_id(&host)));
     }
-    if last.disruption_marker != view.disruption_marker {
-        changes.push(format!("disruption marker {} -> {}", last.disruption_marker, view.disruption_marker));
+    changes.extend(jump);
+    if warning.is_none() && was_warned.is_some() {
+        changes.push("no longer warned of a disruption".to_owned());
     }
-    let of_interest = Flags::DISRUPTION_SOON | Flags::DISRUPTION_IMMINENT | Flags::TAI_OFFSET_VALID;
-    for (name, flag) in of_interest.iter_names() {
-        match (last.flags.contains(flag), view.flags.contains(flag)) {
-            (false, true) => changes.push(format!("{} set", name.to_lowercase())),
-            (true, false) => changes.push(format!("{} cleared", name.to_lowercase())),
-            _ => {}
-        }
+    if last.flags.contains(Flags::TAI_OFFSET_VALID) != view.flags.contains(Flags::TAI_OFFSET_VALID) {
+        let known = view.flags.contains(Flags::TAI_OFFSET_VALID);
+        changes.push(format!("TAI - UTC {}", if known { "known" } else { "no longer known" }));
     }
     if last.leap_indicator != view.leap_indicator {
         changes.push(format!("leap indicator {} -> {}", last.leap_indicator, view.leap_indicator));
-    }
-    if let Some((jump, bound)) = jump {
-        if jump.abs() > bound {
-            changes.push(format!("jump {} (beyond the bound of {})", format::signed(jump), format::signed(bound)));
-        } else if jump.abs() >= report {
-            changes.push(format!("jump {}", format::signed(jump)));
-        }
     }
     changes
 }

@@ -152,7 +152,7 @@ fn watch_prints_what_matters_and_nothing_else() {
     let first = content();
     setup.page.write(&first);
     let mut child =
-        setup.command(&["watch", "--interval", "5", "--count", "6"]).stdout(Stdio::piped()).spawn().unwrap();
+        setup.command(&["watch", "--interval", "5", "--count", "11"]).stdout(Stdio::piped()).spawn().unwrap();
     let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
     let mut next = || lines.next().unwrap().unwrap();
     assert!(next().ends_with(" synchronized, host 30313233343536373839616263646566, disruption marker 1"));
@@ -180,15 +180,27 @@ fn watch_prints_what_matters_and_nothing_else() {
 
     setup.page.write(&Content { disruption: Flags::DISRUPTION_IMMINENT, ..beyond });
     let line = next();
-    assert!(line.ends_with("Z disruption_imminent set"), "{line}");
+    assert!(line.ends_with("Z a disruption is imminent, within an hour"), "{line}");
 
-    setup.page.write(&Content { status: Status::Unreliable, ..beyond });
-    assert_eq!(next(), "- synchronized -> unreliable, disruption_imminent cleared");
-
+    // A disruption, one line each, in the order in which it goes by.
+    setup.page.write(&Content { status: Status::Unreliable, disruption_marker: 2, ..beyond });
+    let mut expect = |tail: &str| {
+        let line = next();
+        assert!(line.ends_with(tail), "{line}");
+        line
+    };
+    assert!(expect("Z disrupted, disruption marker 1 -> 2").starts_with('~'), "no reading, so the system's time");
+    expect("Z synchronized -> unreliable");
+    expect("Z no longer warned of a disruption");
     setup.page.write(&Content { host_id: [7; 16], disruption_marker: 2, ..first });
+    expect("Z unreliable -> synchronized");
+    expect(&format!("Z new host {}", "07".repeat(16)));
+    // Back by the 100 s from above, which no standstill explains.
     let line = next();
-    let host = "07".repeat(16);
-    assert!(line.ends_with(&format!("Z unreliable -> synchronized, host {host}, disruption marker 1 -> 2")), "{line}");
+    assert!(line.contains("Z jump -") && line.ends_with("so one of the clocks is wrong"), "{line}");
+    setup.page.write(&Content { host_id: [7; 16], disruption_marker: 3, ..first });
+    let line = next();
+    assert!(line.ends_with("Z disrupted, disruption marker 2 -> 3"), "{line}");
     assert!(child.wait().unwrap().success());
 }
 
