@@ -160,9 +160,10 @@
  *   A frontend unmaps the page before it is suspended (a PV domain with a
  *   foreign page in its page tables cannot be saved). After a cancelled
  *   suspend it maps the same page-ref and binds the same event-channel again,
- *   without a change of state: the backend leaves page and port as they are
- *   for as long as it is Connected. After a resume in another domain or on
- *   another host the device exists once that host's backend has written it.
+ *   and writes Connected again, from which the backend learns that the guest
+ *   goes on: the backend leaves page and port as they are for as long as it is
+ *   Connected. After a resume in another domain or on another host the device
+ *   exists once that host's backend has written it.
  */
 
 /* The only version of the protocol, for both version nodes. */
