@@ -38,13 +38,14 @@ const DOM0_MODULES: &[&str] = &[
     "nft_nat",
 ];
 
-/// What a guest with a network needs; it depends on nothing.
-const GUEST_NETWORK: &str = "kernel/drivers/net/xen-netfront.ko";
+/// Modules at hand in a guest, for a network and for hypercalls; they depend on nothing.
+const GUEST_MODULES: &[&str] = &["kernel/drivers/net/xen-netfront.ko", "kernel/drivers/xen/xen-privcmd.ko"];
 
 const INITRAMFS_INIT: &str = include_str!("../dom0/initramfs-init");
 const LIMIT: Duration = Duration::from_secs(900);
 
 /// Where the artefacts are.
+#[derive(Clone)]
 pub struct Artefacts {
     /// The kernel of Dom0 and of the guests.
     pub kernel: PathBuf,
@@ -56,8 +57,8 @@ pub struct Artefacts {
     pub xen: PathBuf,
     /// Dom0's initramfs.
     pub initramfs: PathBuf,
-    /// The guests' network driver.
-    pub netfront: PathBuf,
+    /// Modules for the guests' `/lib`.
+    pub guest_modules: Vec<PathBuf>,
     /// Dom0's root, an ext4 image. Never written to.
     pub root: PathBuf,
 }
@@ -81,7 +82,7 @@ impl Artefacts {
             release,
             xen: boot.join("xen"),
             initramfs: boot.join("initramfs"),
-            netfront: boot.join(file_name(GUEST_NETWORK)),
+            guest_modules: GUEST_MODULES.iter().map(|module| boot.join(file_name(module))).collect(),
             root: root.join("root.img"),
         })
     }
@@ -90,7 +91,7 @@ impl Artefacts {
 fn boot(cache: &Cache) -> Result<(PathBuf, String)> {
     let versions = || Ok::<_, anyhow::Error>((packages::kernel()?, packages::candidate(HYPERVISOR)?));
     let (kernel, hypervisor) = versions()?;
-    let modules = format!("{} {GUEST_NETWORK}", DOM0_MODULES.join(" "));
+    let modules = [DOM0_MODULES, GUEST_MODULES].concat().join(" ");
     if let Some(path) = cache.get("boot", &[&kernel.version, &hypervisor, INITRAMFS_INIT, &modules]) {
         return Ok((path, kernel.release));
     }
@@ -117,8 +118,10 @@ fn boot(cache: &Cache) -> Result<(PathBuf, String)> {
         let gzip = ["-dc".into(), unpacked.join("boot/xen-4.17-amd64.gz")];
         run("gzip", &expression("gzip", gzip).stdout_path(dir.join("xen")), LIMIT)?;
         fs::write(dir.join("initramfs"), dom0_initramfs(&unpacked, &kernel.release)?)?;
-        let netfront = unpacked.join("lib/modules").join(&kernel.release).join(GUEST_NETWORK);
-        fs::copy(&netfront, dir.join(file_name(GUEST_NETWORK))).with_context(|| netfront.display().to_string())?;
+        for module in GUEST_MODULES {
+            let path = unpacked.join("lib/modules").join(&kernel.release).join(module);
+            fs::copy(&path, dir.join(file_name(module))).with_context(|| path.display().to_string())?;
+        }
         fs::remove_dir_all(&unpacked)?;
         step.done();
         Ok(())

@@ -58,15 +58,27 @@ impl Lab {
         Ok(Lab { cache, artefacts, payload, run })
     }
 
+    /// Has all hosts boot our hypervisor instead of Debian's.
+    pub fn use_patched_xen(&mut self) -> Result<()> {
+        self.artefacts.xen = xen::build(&self.cache, xen::RELEASE)?;
+        Ok(())
+    }
+
     /// Boots a host, up to a Dom0 that takes commands.
     pub fn boot(&self) -> Result<Host> {
         Host::boot(&self.artefacts, &self.payload, &self.run)
+    }
+
+    /// The same with our hypervisor, whichever the others boot.
+    pub fn boot_patched(&self) -> Result<Host> {
+        let xen = xen::build(&self.cache, xen::RELEASE)?;
+        Host::boot(&Artefacts { xen, ..self.artefacts.clone() }, &self.payload, &self.run)
     }
 
     /// Boots two hosts between which guests can migrate. Their hypervisor is our own build, because Debian's has no
     /// shadow paging, without which a PV guest cannot migrate live.
     pub fn boot_pair(&self) -> Result<Pair> {
         let xen = xen::build(&self.cache, xen::RELEASE)?;
-        Pair::boot(&self.artefacts, &xen.image, &self.payload, &self.run)
+        Pair::boot(&self.artefacts, &xen, &self.payload, &self.run)
     }
 }

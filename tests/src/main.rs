@@ -6,7 +6,7 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::{Result, bail};
-use clap::{Parser, Subcommand};
+use clap::{Parser, Subcommand, ValueEnum};
 use lab::cache::Cache;
 use lab::host::Host;
 use lab::payload::Parts;
@@ -65,15 +65,13 @@ enum Command {
     /// Run scenarios: all, or those whose names contain one of NAME.
     Run {
         name: Vec<String>,
-        /// Build nothing of the shared clock: for scenarios of the lab itself.
-        #[arg(long)]
-        bare: bool,
+        #[command(flatten)]
+        setup: Setup,
     },
     /// Boot the demo's host, with its guests, and give a shell in its Dom0.
     Shell {
-        /// Only Xen, Dom0 and guests: build nothing of the shared clock.
-        #[arg(long)]
-        bare: bool,
+        #[command(flatten)]
+        setup: Setup,
         /// Give no shell; keep the host until this process is interrupted.
         #[arg(long)]
         stay: bool,
@@ -84,6 +82,37 @@ enum Command {
         #[arg(long)]
         two: bool,
     },
+}
+
+/// What hosts are made of.
+#[derive(clap::Args)]
+struct Setup {
+    /// Only Xen, Dom0 and guests: build nothing of the shared clock.
+    #[arg(long)]
+    bare: bool,
+    /// The hypervisor: Debian's, or the one that build-xen builds.
+    #[arg(long, value_enum, default_value_t = Hypervisor::Debian)]
+    xen: Hypervisor,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Hypervisor {
+    Debian,
+    Patched,
+}
+
+impl Setup {
+    fn parts(&self) -> Parts {
+        if self.bare { Parts::Bare } else { Parts::All }
+    }
+
+    fn lab(&self) -> Result<Lab> {
+        let mut lab = Lab::prepare(self.parts())?;
+        if self.xen == Hypervisor::Patched {
+            lab.use_patched_xen()?;
+        }
+        Ok(lab)
+    }
 }
 
 fn main() -> ExitCode {
@@ -106,7 +135,7 @@ fn run(command: Command) -> Result<()> {
         Command::Figures { json } => figures::run(&Lab::prepare(Parts::All)?, json.as_deref()),
         Command::BuildXen { release, check: true } => xen::check(&Cache::open()?, &release),
         Command::BuildXen { release, check: false } => {
-            println!("{}", xen::build(&Cache::open()?, &release)?.image.display());
+            println!("{}", xen::build(&Cache::open()?, &release)?.display());
             Ok(())
         }
         Command::Install => packages::install(),
@@ -116,22 +145,18 @@ fn run(command: Command) -> Result<()> {
             }
             Ok(())
         }
-        Command::Run { name, bare } => run_scenarios(&name, parts(bare)),
-        Command::Shell { bare, stay, idle, two: false } => shell(parts(bare), stay, idle),
-        Command::Shell { bare, stay, idle, two: true } => shell_of_two(parts(bare), stay, idle),
+        Command::Run { name, setup } => run_scenarios(&name, &setup),
+        Command::Shell { setup, stay, idle, two: false } => shell(&setup, stay, idle),
+        Command::Shell { setup, stay, idle, two: true } => shell_of_two(&setup, stay, idle),
     }
 }
 
-fn parts(bare: bool) -> Parts {
-    if bare { Parts::Bare } else { Parts::All }
-}
-
-fn run_scenarios(names: &[String], parts: Parts) -> Result<()> {
+fn run_scenarios(names: &[String], setup: &Setup) -> Result<()> {
     let chosen = scenarios::choose(names);
     if chosen.is_empty() {
         bail!("no scenario is called that; `list` names them");
     }
-    let lab = Lab::prepare(parts)?;
+    let lab = setup.lab()?;
     let mut failed = 0;
     for scenario in &chosen {
         println!("scenario {} ...", scenario.name);
@@ -151,10 +176,10 @@ fn run_scenarios(names: &[String], parts: Parts) -> Result<()> {
     Ok(())
 }
 
-fn shell(parts: Parts, stay: bool, idle: bool) -> Result<()> {
-    let lab = Lab::prepare(parts)?;
+fn shell(setup: &Setup, stay: bool, idle: bool) -> Result<()> {
+    let lab = setup.lab()?;
     let host = lab.boot()?;
-    match parts {
+    match setup.parts() {
         _ if idle => {}
         Parts::All => drop(demo::synchronise(&host)?),
         Parts::Bare => start_guests(&host)?,
@@ -163,10 +188,10 @@ fn shell(parts: Parts, stay: bool, idle: bool) -> Result<()> {
     if stay { stay_until_interrupted() } else { host.shell() }
 }
 
-fn shell_of_two(parts: Parts, stay: bool, idle: bool) -> Result<()> {
-    let lab = Lab::prepare(parts)?;
+fn shell_of_two(setup: &Setup, stay: bool, idle: bool) -> Result<()> {
+    let lab = setup.lab()?;
     let pair = lab.boot_pair()?;
-    match parts {
+    match setup.parts() {
         _ if idle => {}
         Parts::All => {
             pair.second.start_radclockd()?;

@@ -81,14 +81,14 @@ impl Payload {
         script(&tree.join("bin/migrate"), include_str!("../dom0/migrate"))?;
         fs::write(tree.join("authorized_keys"), authorized_keys)?;
         fs::copy(&artefacts.unpacked_kernel, tree.join("guest/vmlinux"))?;
-        fs::write(tree.join("guest/initrd"), self.guest_initramfs(&artefacts.netfront)?)?;
+        fs::write(tree.join("guest/initrd"), self.guest_initramfs(&artefacts.guest_modules)?)?;
         let disk = dir.join("lab.img");
         ext4_image(&tree, &disk, "256M")?;
         fs::remove_dir_all(&tree)?;
         Ok(disk)
     }
 
-    fn guest_initramfs(&self, netfront: &Path) -> Result<Vec<u8>> {
+    fn guest_initramfs(&self, modules: &[PathBuf]) -> Result<Vec<u8>> {
         let mut initramfs = Initramfs::default();
         for folder in ["bin", "dev", "etc", "lib", "proc", "run", "sbin", "sys", "tmp"] {
             initramfs.dir(folder);
@@ -107,7 +107,10 @@ impl Payload {
                 initramfs.file(&format!("bin/{name}"), path)?;
             }
         }
-        initramfs.file("lib/xen-netfront.ko", netfront)?;
+        for module in modules {
+            let name = module.file_name().context("a module has a name")?.to_string_lossy();
+            initramfs.file(&format!("lib/{name}"), module)?;
+        }
         if let Some(driver) = &self.driver {
             initramfs.file(&format!("lib/{DRIVER}"), driver)?;
         }

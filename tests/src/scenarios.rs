@@ -1,6 +1,7 @@
 //! What must hold on a real Xen host, a few lines each. A scenario's name is the property.
 
 mod agreement;
+mod counters;
 mod daemon;
 mod footprint;
 mod guests;
@@ -39,6 +40,8 @@ scenarios! {
     guests::a_guest_created_twenty_times_leaves_nothing_behind,
     guests::a_rebooted_guest_gets_the_clock_again_and_leaves_nothing_behind,
     guests::an_unloaded_driver_can_be_loaded_again,
+    counters::the_series_apply_to_debians_sources,
+    counters::dom0_samples_counters_on_the_patched_xen_and_nobody_crashes_it,
     mistakes::each_mistake_is_told_in_one_line,
     suspend::saved_guests_get_the_clock_of_whichever_daemon_is_there,
     suspend::restored_guests_have_the_clock_that_the_daemon_has,

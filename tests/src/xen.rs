@@ -14,8 +14,8 @@ use crate::progress::Step;
 /// The release that the lab boots.
 pub const RELEASE: &str = "4.17";
 
-/// Releases that the series is for, and the Debian suite whose source package each is applied to.
-const SUITES: &[(&str, &str)] = &[(RELEASE, "bookworm"), ("4.20", "trixie")];
+/// Releases that there is a series for, and the Debian suite whose source package each is applied to.
+pub const SUITES: &[(&str, &str)] = &[(RELEASE, "bookworm"), ("4.20", "trixie")];
 
 /// What it takes to build a hypervisor.
 const NEEDED: &[&str] = &["build-essential", "bison", "flex", "git", "patch", "python3"];
@@ -26,70 +26,67 @@ const CONFIG: &str = "CONFIG_DEBUG=n\nCONFIG_SHADOW_PAGING=y\n";
 
 const LIMIT: Duration = Duration::from_secs(1800);
 
-/// A built hypervisor.
-pub struct Xen {
-    /// The hypervisor, unpacked: a multiboot ELF.
-    pub image: PathBuf,
-    /// The public header with the structures of platform operations, as patched.
-    pub platform_header: PathBuf,
-}
-
-/// The hypervisor of `release` with the series, from the cache or built now.
-pub fn build(cache: &Cache, release: &str) -> Result<Xen> {
-    let series = Series::read(release)?;
-    let name = format!("xen-{release}");
-    let mut source = Source::find(cache, release)?;
-    let entry = match cache.get(&name, &[&source.version, &series.content, CONFIG]) {
-        Some(entry) => entry,
-        None => {
-            // The archive holds the newest source only.
-            source = source.newest()?;
-            build_into(cache, &name, &source, &series)?
-        }
-    };
-    Ok(Xen { image: entry.join("xen"), platform_header: entry.join("platform.h") })
-}
-
-fn build_into(cache: &Cache, name: &str, source: &Source, series: &Series) -> Result<PathBuf> {
-    cache.entry(name, &[&source.version, &series.content, CONFIG], |dir| {
-        packages::require(NEEDED)?;
+/// The hypervisor of `release` with the series, from the cache or built now: a multiboot ELF.
+pub fn build(cache: &Cache, release: &str) -> Result<PathBuf> {
+    let entry = made(cache, "xen", release, |source, series, dir| {
         let step = Step::begin(format!("Building Xen {} with our patches", source.version));
         let tree = source.unpack(dir)?;
         series.apply(&tree)?;
         fs::write(tree.join("xen/.config"), CONFIG)?;
         let jobs = format!("-j{}", std::thread::available_parallelism()?);
-        for target in [["olddefconfig", &jobs], ["xen", &jobs]] {
-            run("make", &expression("make", ["-C", "xen"].iter().chain(&target)).dir(&tree), LIMIT)?;
+        for target in ["olddefconfig", "xen"] {
+            run("make", &expression("make", ["-C", "xen", target, &jobs]).dir(&tree), LIMIT)?;
         }
         fs::copy(tree.join("xen/xen"), dir.join("xen"))?;
-        fs::copy(tree.join("xen/include/public/platform.h"), dir.join("platform.h"))?;
+        fs::remove_dir_all(&tree)?;
+        step.done();
+        Ok(())
+    })?;
+    Ok(entry.join("xen"))
+}
+
+/// Applies the series to `release` with patch and with git am, unless that was seen to work before. Builds nothing.
+pub fn check(cache: &Cache, release: &str) -> Result<()> {
+    made(cache, "xen-series", release, |source, series, dir| {
+        let step = Step::begin(format!("Applying our patches to Xen {}", source.version));
+        let tree = source.unpack(dir)?;
+        git(&tree, &["init", "-q"])?;
+        git(&tree, &["add", "--all", "--force"])?;
+        git(&tree, &["commit", "-q", "-m", "Debian's source"])?;
+        git(&tree, &["branch", "unpatched"])?;
+        let patches: Vec<String> = series.patches.iter().map(|patch| patch.display().to_string()).collect();
+        git(&tree, &["am", "-q"].into_iter().chain(patches.iter().map(String::as_str)).collect::<Vec<_>>())?;
+        git(&tree, &["checkout", "-q", "--detach", "unpatched"])?;
+        series.apply(&tree)?;
+        // Both ways must come to the same.
+        git(&tree, &["add", "--all"])?;
+        git(&tree, &["diff", "--exit-code", "--cached", "master"])?;
         fs::remove_dir_all(&tree)?;
         step.done();
         Ok(())
     })
+    .map(drop)
 }
 
-/// Applies the series to `release` with patch and with git am, and builds nothing.
-pub fn check(cache: &Cache, release: &str) -> Result<()> {
-    packages::require(NEEDED)?;
+/// What `make` makes of the source and the series, given a folder for it; once for the same two.
+fn made(
+    cache: &Cache,
+    name: &str,
+    release: &str,
+    make: impl FnOnce(&Source, &Series, &Path) -> Result<()>,
+) -> Result<PathBuf> {
     let series = Series::read(release)?;
-    let source = Source::find(cache, release)?.newest()?;
-    let step = Step::begin(format!("Applying our patches to Xen {}", source.version));
-    let run_dir = cache.run_dir()?;
-    let tree = source.unpack(run_dir.path())?;
-    git(&tree, &["init", "-q"])?;
-    git(&tree, &["add", "--all", "--force"])?;
-    git(&tree, &["commit", "-q", "-m", "Debian's source"])?;
-    git(&tree, &["branch", "unpatched"])?;
-    let patches: Vec<String> = series.patches.iter().map(|patch| patch.display().to_string()).collect();
-    git(&tree, &["am", "-q"].into_iter().chain(patches.iter().map(String::as_str)).collect::<Vec<_>>())?;
-    git(&tree, &["checkout", "-q", "--detach", "unpatched"])?;
-    series.apply(&tree)?;
-    // Both ways must come to the same.
-    git(&tree, &["add", "--all"])?;
-    git(&tree, &["diff", "--exit-code", "--cached", "master"])?;
-    step.done();
-    Ok(())
+    let source = Source::find(cache, release)?;
+    let name = format!("{name}-{release}");
+    if let Some(entry) = cache.get(&name, &[&source.version, &series.content, CONFIG]) {
+        return Ok(entry);
+    }
+    // The archive holds the newest source only.
+    let source = source.newest()?;
+    cache.entry(&name, &[&source.version, &series.content, CONFIG], |dir| {
+        packages::require(NEEDED)?;
+        make(&source, &series, dir)
+    })
 }
 
 fn git(tree: &Path, arguments: &[&str]) -> Result<()> {

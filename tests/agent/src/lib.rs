@@ -8,6 +8,8 @@ use std::sync::atomic::AtomicU64;
 use serde::{Deserialize, Serialize};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
+pub mod counters;
+
 /// A page in a domain's memory through which the probe and the build machine talk: the domain's memory is a file
 /// there. Each side writes words of its own only. It begins as zeroes and never moves, for the build machine would find
 /// what is left at the old place.
