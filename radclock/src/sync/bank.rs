@@ -1,14 +1,21 @@
 //! The bank of filters: one for each combination of how far the oscillator wanders and how noisy a reading is. Each is
 //! weighted by how well it foretold the recent stamps, so that nothing has to be told about the machine or the network.
 
-use super::filter::{Assumed, Direction, Filter, Normal};
+use super::cycle::Pace;
+use super::filter::{Assumed, Direction, Filter, Normal, Step};
 
-/// How far the rate wanders: spectral density of its random walk, 1/s. From a crystal in a quiet room (1e-19: 0.02 ppm in
-/// an hour) to a counter under emulation (1e-9: 30 ppm in a second).
-const WANDERS: [f64; 8] = [1e-20, 1e-19, 5e-19, 3e-18, 2e-17, 1e-16, 1e-13, 1e-9];
-/// Noise of a reading, and of a delay about its model, s. From a TSC on a LAN to a counter under emulation, and on to a WAN
-/// whose queues are milliseconds: there a sharper edge than this is luck.
-const NOISES: [f64; 7] = [0.3e-6, 1e-6, 3e-6, 10e-6, 40e-6, 200e-6, 1e-3];
+/// How far the rate of a crystal wanders, from a quiet room to a fan's draught: spectral density of its random walk, 1/s.
+/// 2e-19 is 0.02 ppm in an hour.
+const WANDERS: [f64; 4] = [1e-20, 2e-19, 4e-18, 1e-16];
+/// Noise of a reading, and of a delay about its model, s. From a TSC on a LAN to a WAN whose queues are milliseconds: there
+/// a sharper edge than this is luck.
+const NOISES: [f64; 6] = [0.5e-6, 2e-6, 8e-6, 32e-6, 128e-6, 600e-6];
+/// The same for what is hardly a crystal any more, up to a counter under emulation (30 ppm in a second).
+const WILD_WANDERS: [f64; 2] = [1e-13, 1e-9];
+const WILD_NOISES: [f64; 3] = [2e-6, 32e-6, 300e-6];
+/// Amplitude of a cycle of the rate, and what it wanders besides, 1/s.
+const CYCLES: [(f64, f64); 5] = [(1e-8, 1e-20), (1e-8, 3e-19), (1e-7, 3e-19), (1e-7, 1e-17), (1e-7, 1e-20)];
+const CYCLE_NOISES: [f64; 4] = [0.5e-6, 2e-6, 8e-6, 32e-6];
 /// The evidence for a filter rests on about so many stamps.
 const MEMORY_STAMPS: f64 = 400.0;
 /// A stamp counts as so much evidence. No oscillator does a random walk exactly, so evidence taken in full would soon leave
@@ -20,7 +27,7 @@ const HOPELESS: f64 = 300.0;
 /// How closely a delay is known that only teaches the delay models, s².
 const LEARNT_VARIANCE: f64 = 1e-12;
 /// A weight that is not worth the arithmetic.
-const NEGLIGIBLE: f64 = 1e-12;
+const NEGLIGIBLE: f64 = 1e-4;
 /// Two rises or falls that differ by less than so many standard deviations are one of both directions.
 const TOGETHER_SIGMAS: f64 = 1.2;
 
@@ -36,31 +43,52 @@ struct Member {
 #[derive(Clone, Debug)]
 pub(super) struct Bank {
     members: Vec<Member>,
+    /// Angular frequency of the rate's cycle, rad/s, once there is one.
+    frequency: Option<f64>,
 }
 
 impl Bank {
     /// Filters that know one exchange of `rtt` seconds, and that the rate is wrong by about `skew` at most.
     pub(super) fn new(rtt: f64, skew: f64) -> Bank {
-        let grid = WANDERS.iter().flat_map(|&wander| NOISES.map(|noise| Assumed { wander, noise }));
-        let weight = 1.0 / (WANDERS.len() * NOISES.len()) as f64;
+        let steady = WANDERS.iter().flat_map(|&wander| NOISES.map(|noise| Assumed { wander, noise, cycle: 0.0 }));
+        let wild =
+            WILD_WANDERS.iter().flat_map(|&wander| WILD_NOISES.map(|noise| Assumed { wander, noise, cycle: 0.0 }));
+        let cycling =
+            CYCLES.iter().flat_map(|&(cycle, wander)| CYCLE_NOISES.map(|noise| Assumed { wander, noise, cycle }));
+        let grid: Vec<Assumed> = steady.chain(wild).chain(cycling).collect();
+        let weight = 1.0 / grid.len() as f64;
         Bank {
             members: grid
+                .into_iter()
                 .map(|assumed| Member { filter: Filter::new(assumed, rtt, skew), evidence: 0.0, weight })
                 .collect(),
+            frequency: None,
         }
     }
 
+    /// Lets `dt` seconds pass.
     pub(super) fn predict(&mut self, dt: f64) {
+        let step = Step::new(dt, self.frequency);
         for member in &mut self.members {
-            member.filter.predict(dt);
+            member.filter.predict(&step);
         }
     }
 
-    /// Takes in a stamp: what was measured forward and, `flight` seconds later, backward, with the host's noise (s²).
-    pub(super) fn update(&mut self, measured: [f64; 2], flight: f64, host: f64) {
+    /// The rate goes through a cycle at this pace.
+    pub(super) fn set_pace(&mut self, pace: Pace) {
+        let (Pace::Same(frequency) | Pace::New(frequency)) = pace;
+        self.frequency = Some(frequency);
+        if matches!(pace, Pace::New(_)) {
+            for member in &mut self.members {
+                member.filter.forget_cycle();
+            }
+        }
+    }
+
+    /// Takes in a stamp: what was measured forward and backward, with the host's noise (s²).
+    pub(super) fn update(&mut self, measured: [f64; 2], host: f64) {
         for Member { filter, evidence, .. } in &mut self.members {
             let forward = filter.update(Direction::Forward, measured[0], host);
-            filter.predict(flight);
             let backward = filter.update(Direction::Backward, measured[1], host);
             *evidence = *evidence * (1.0 - 1.0 / MEMORY_STAMPS) + forward + backward;
         }
@@ -78,6 +106,14 @@ impl Bank {
                 member.evidence = evidence - HOPELESS;
             }
             member.weight = (TRUST * (member.evidence - evidence)).exp();
+            total += member.weight;
+        }
+        let least = NEGLIGIBLE * total;
+        total = 0.0;
+        for member in &mut self.members {
+            if member.weight < least {
+                member.weight = 0.0;
+            }
             total += member.weight;
         }
         for member in &mut self.members {
@@ -132,6 +168,13 @@ impl Bank {
         self.combine(Filter::rate)
     }
 
+    /// The same, by those filters alone that know of no cycle, however little they weigh.
+    pub(super) fn rate_without_cycle(&self) -> Normal {
+        let plain = || self.members.iter().filter(|member| member.filter.assumed().cycle == 0.0);
+        let best = plain().map(|member| member.evidence).fold(f64::NEG_INFINITY, f64::max);
+        combine(plain().map(|member| ((TRUST * (member.evidence - best)).exp(), member.filter.rate())))
+    }
+
     /// The smallest round trip, s.
     pub(super) fn round_trip(&self) -> Normal {
         self.combine(Filter::round_trip)
@@ -154,7 +197,7 @@ impl Bank {
 
     /// Noise of a reading, s.
     pub(super) fn noise(&self) -> f64 {
-        self.average(|filter| filter.assumed().noise)
+        self.average(|filter| filter.assumed().noise.powi(2)).sqrt()
     }
 
     /// Probability that a delay in this direction exceeds the smallest by more than so many seconds.
@@ -173,14 +216,20 @@ impl Bank {
 
     /// Mean and variance over the bank, each filter by its weight.
     fn combine(&self, of: impl Fn(&Filter) -> Normal) -> Normal {
-        let (mut mean, mut square) = (0.0, 0.0);
-        for Member { filter, weight, .. } in &self.members {
-            if *weight > NEGLIGIBLE {
-                let part = of(filter);
-                mean += weight * part.mean;
-                square += weight * (part.variance + part.mean * part.mean);
-            }
-        }
-        Normal { mean, variance: (square - mean * mean).max(0.0) }
+        combine(
+            self.members.iter().filter(|member| member.weight > 0.0).map(|member| (member.weight, of(&member.filter))),
+        )
     }
+}
+
+/// Mean and variance of a mixture.
+fn combine(parts: impl Iterator<Item = (f64, Normal)>) -> Normal {
+    let (mut total, mut mean, mut square) = (0.0, 0.0, 0.0);
+    for (weight, part) in parts {
+        total += weight;
+        mean += weight * part.mean;
+        square += weight * (part.variance + part.mean * part.mean);
+    }
+    mean /= total;
+    Normal { mean, variance: (square / total - mean * mean).max(0.0) }
 }

@@ -11,6 +11,9 @@ pub(super) const COMPONENTS: usize = 9;
 /// Their means, s: a factor of four apart, from below any network's jitter to above any congestion worth modelling.
 const SCALES: [f64; COMPONENTS] = [1e-6, 4e-6, 16e-6, 64e-6, 256e-6, 1024e-6, 4096e-6, 16384e-6, 65536e-6];
 
+/// From one to the next.
+const STEP: f64 = 4.0;
+
 /// Their inverses, 1/s.
 const RATES: [f64; COMPONENTS] = {
     let mut rates = SCALES;
@@ -60,18 +63,39 @@ impl Delay {
     pub(super) fn posterior(&self, prior: Normal) -> Posterior {
         let sigma = prior.sigma();
         let place = prior.mean / sigma;
-        let far = place > FAR;
+        // Everything is relative to the normal density at zero where that is the largest there is.
+        let (log_scale, at_zero) =
+            if place > 0.0 { (0.0, (-0.5 * place * place).exp()) } else { (-0.5 * place * place, 1.0) };
         let mut shares = [0.0; COMPONENTS];
         let mut parts = [Normal { mean: 0.0, variance: 0.0 }; COMPONENTS];
         let mut total = 0.0;
         let mut first = 0.0;
-        for k in 0..COMPONENTS {
+        // The exponential and the width's part in it. From one scale to the next shorter one the former is raised to
+        // the fourth power and the latter to the sixteenth, which spares the functions.
+        let mut fall = (-prior.mean.max(0.0) * RATES[COMPONENTS - 1]).exp();
+        let mut width = sigma * RATES[COMPONENTS - 1];
+        let mut lift = (0.5 * width * width).exp();
+        for k in (0..COMPONENTS).rev() {
             let ratio = sigma * RATES[k];
-            let tail = if far { Tail::of_far(ratio, place) } else { Tail::beyond(ratio - place) };
+            let cut = ratio - place;
+            let tail = if cut >= 0.0 {
+                Tail::of(cut, at_zero * Tail::scaled(cut), at_zero)
+            } else if ratio > SHORT {
+                // An exponential so much shorter than the delay had nothing to do with it, nor have those shorter still.
+                break;
+            } else if cut < -CERTAIN {
+                Tail { scaled: fall * lift, mean: -cut, variance: 1.0 }
+            } else {
+                Tail::of(cut, fall * lift - at_zero * Tail::scaled(-cut), at_zero)
+            };
             shares[k] = self.weights[k] * RATES[k] * tail.scaled;
             parts[k] = Normal { mean: sigma * tail.mean, variance: prior.variance * tail.variance };
             total += shares[k];
             first += shares[k] * parts[k].mean;
+            fall *= fall;
+            fall *= fall;
+            width *= STEP;
+            lift = if width > SHORT { f64::INFINITY } else { lift.powi(16) };
         }
         if total <= 0.0 {
             // Longer than any congestion that is modelled: it says nothing.
@@ -84,7 +108,6 @@ impl Delay {
             second += *share * (part.variance + off * off);
             *share /= total;
         }
-        let log_scale = if far { 0.0 } else { -0.5 * place * place };
         Posterior { log_evidence: total.ln() + log_scale, excess: Normal { mean, variance: second / total }, shares }
     }
 
@@ -118,15 +141,15 @@ impl Delay {
     }
 }
 
-/// Beyond so many standard deviations a predicted delay is as good as surely positive.
-const FAR: f64 = 30.0;
-
 /// A cut farther below the mean than so many standard deviations cuts nothing off.
 const CERTAIN: f64 = 7.0;
+/// A delay's share of an exponential shorter than a standard deviation by this factor is nothing, unless the delay is
+/// predicted to be negative or nearly so.
+const SHORT: f64 = 20.0;
 
-/// The standard normal distribution beyond a cut.
+/// A normal distribution beyond a cut, in its standard deviations.
 struct Tail {
-    /// Its probability times `exp(cut²/2)`, which neither vanishes nor overflows.
+    /// Its probability, relative to a common scale.
     scaled: f64,
     /// Mean of what lies there, above the cut.
     mean: f64,
@@ -135,32 +158,24 @@ struct Tail {
 }
 
 impl Tail {
-    fn beyond(cut: f64) -> Tail {
+    /// The standard normal distribution's probability beyond a cut that is not negative, times `exp(cut²/2)`.
+    fn scaled(cut: f64) -> f64 {
+        0.5 * scaled_erfc(cut * core::f64::consts::FRAC_1_SQRT_2)
+    }
+
+    /// Beyond `cut`, where the probability is `scaled` on the scale on which the density at the cut is `density` times
+    /// that of the standard normal distribution at its mean.
+    fn of(cut: f64, scaled: f64, density: f64) -> Tail {
         const INV_SQRT_TAU: f64 = 0.398_942_280_401_432_7;
-        if cut < -CERTAIN {
-            return Tail { scaled: (0.5 * cut * cut).exp(), mean: -cut, variance: 1.0 };
-        }
-        let half = 0.5 * scaled_erfc(cut.abs() * core::f64::consts::FRAC_1_SQRT_2);
-        let scaled = if cut >= 0.0 { half } else { (0.5 * cut * cut).exp() - half };
         if cut > 12.0 {
             // The asymptotic series, where the closed form would cancel.
             let inverse = 1.0 / (cut * cut);
             let mean = (1.0 - inverse * (2.0 - 10.0 * inverse)) / cut;
             return Tail { scaled, mean, variance: inverse * (1.0 - inverse * (6.0 - 50.0 * inverse)) };
         }
-        let hazard = INV_SQRT_TAU / scaled;
+        let hazard = INV_SQRT_TAU * density / scaled.max(f64::MIN_POSITIVE);
         let mean = hazard - cut;
         Tail { scaled, mean, variance: 1.0 - hazard * mean }
-    }
-
-    /// The same for a cut of `ratio − place` with `place` beyond [`FAR`], but `scaled` times `exp(-place²/2)`.
-    fn of_far(ratio: f64, place: f64) -> Tail {
-        let cut = ratio - place;
-        if cut > -CERTAIN {
-            // An exponential so much shorter than the delay had nothing to do with it.
-            return Tail { scaled: 0.0, mean: 0.0, variance: 0.0 };
-        }
-        Tail { scaled: (ratio * (0.5 * ratio - place)).exp(), mean: -cut, variance: 1.0 }
     }
 }
 

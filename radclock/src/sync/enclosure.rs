@@ -1,5 +1,6 @@
-//! What must be so whatever the model says: a packet takes no negative time, so each stamp encloses the clock's error
-//! between its two delays, and between stamps the error moves no faster than the rate's bound.
+//! How wrong the clock may be by what it cannot see: a packet takes no negative time, so each stamp encloses the clock's
+//! error between its two delays. The intersection over all stamps holds on as long as the clock follows them: what it is
+//! wrong by then moves no farther than its estimate is uncertain, also when the path becomes a longer one.
 
 /// Bounds on true time minus the clock's, s.
 #[derive(Clone, Copy, Debug)]
@@ -14,12 +15,15 @@ impl Enclosure {
         Enclosure { low: -measured[1] - host, high: measured[0] + host }
     }
 
-    /// After the error has moved by at most `drift`, another stamp is known.
-    ///
-    /// If the two contradict each other, the drift was larger: then only the newer one counts.
-    pub(super) fn refine(&mut self, drift: f64, stamp: Enclosure) {
-        let low = stamp.low.max(self.low - drift);
-        let high = stamp.high.min(self.high + drift);
+    /// The error may have moved by so much, s.
+    pub(super) fn widen(&mut self, by: f64) {
+        self.low -= by;
+        self.high += by;
+    }
+
+    /// Another stamp is known. If the two contradict each other, only the newer one counts.
+    pub(super) fn refine(&mut self, stamp: Enclosure) {
+        let (low, high) = (stamp.low.max(self.low), stamp.high.min(self.high));
         *self = if low <= high { Enclosure { low, high } } else { stamp };
     }
 
@@ -43,7 +47,8 @@ mod tests {
     fn good_stamps_tighten_it_and_time_widens_it() {
         let mut enclosure = Enclosure::of([300e-6, 200e-6], 0.0);
         assert_eq!(enclosure.worst(), 300e-6);
-        enclosure.refine(10e-6, Enclosure::of([250e-6, 900e-6], 0.0));
+        enclosure.widen(10e-6);
+        enclosure.refine(Enclosure::of([250e-6, 900e-6], 0.0));
         assert!((enclosure.worst() - 250e-6).abs() < 1e-12 && (enclosure.low + 210e-6).abs() < 1e-12);
         enclosure.rebase(20e-6);
         assert!((enclosure.worst() - 230e-6).abs() < 1e-12);
@@ -52,7 +57,7 @@ mod tests {
     #[test]
     fn what_contradicts_it_replaces_it() {
         let mut enclosure = Enclosure::of([300e-6, 200e-6], 0.0);
-        enclosure.refine(10e-6, Enclosure::of([2e-3, -1e-3], 5e-6));
+        enclosure.refine(Enclosure::of([2e-3, -1e-3], 5e-6));
         assert!((enclosure.low - 0.995e-3).abs() < 1e-12 && (enclosure.high - 2.005e-3).abs() < 1e-12);
     }
 }

@@ -1,6 +1,6 @@
 //! One Kalman filter of the clock's error under one-sided noise.
 //!
-//! The state is the clock's error, the error of its rate, and the smallest delay of each direction. A stamp's delay
+//! The state is the clock's error, the error of its rate, the smallest delay of each direction, and a cycle of the rate. A stamp's delay
 //! above the smallest is never negative and skewed, so each direction is taken in by moment matching: Bayes' rule for a
 //! normal prediction under the [`Delay`] model, then the posterior's mean and variance carried back to the state.
 
@@ -11,7 +11,12 @@ const PHASE_WANDER: f64 = 1e-20;
 
 const THETA: usize = 0;
 const RATE: usize = 1;
-const STATES: usize = 4;
+const CYCLE: usize = 4;
+const SWING: usize = 5;
+const STATES: usize = 6;
+
+/// A cycle's strength and phase are forgotten within so many of its periods.
+const CYCLE_PERIODS: f64 = 20.0;
 
 /// Which way a packet went.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,12 +63,57 @@ pub(super) struct Assumed {
     pub(super) wander: f64,
     /// Noise of a reading of the counter, and of a delay about its model, s.
     pub(super) noise: f64,
+    /// Amplitude of the rate's cycle, relative; zero for none.
+    pub(super) cycle: f64,
+}
+
+/// Time that passes, and what that does to a cycle.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Step {
+    secs: f64,
+    /// What the two parts of the cycle add to the time, s.
+    cycle: f64,
+    swing: f64,
+    /// How the two parts turn into each other while they fade.
+    cos: f64,
+    sin: f64,
+    /// What forgetting adds to the variances of time, rate and both, in units of the cycle's amplitude squared.
+    forgets: [f64; 3],
+}
+
+impl Step {
+    /// `secs` of a cycle with this angular frequency, rad/s, if there is one.
+    pub(super) fn new(secs: f64, frequency: Option<f64>) -> Step {
+        let Some(frequency) = frequency else {
+            return Step { secs, cycle: 0.0, swing: 0.0, cos: 1.0, sin: 0.0, forgets: [0.0; 3] };
+        };
+        let memory = CYCLE_PERIODS * core::f64::consts::TAU / frequency;
+        let (sin, cos) = (frequency * secs).sin_cos();
+        let keep = (-secs.abs() / memory).exp();
+        // Within a radian what is new in the cycle adds up as in a random walk of the rate, after that it averages out.
+        let lost = 1.0 - keep * keep;
+        let walk = 2.0 * secs.abs() / memory;
+        let within = frequency * secs.abs() < 1.0;
+        Step {
+            secs,
+            cycle: sin / frequency,
+            swing: (1.0 - cos) / frequency,
+            cos: keep * cos,
+            sin: keep * sin,
+            forgets: [
+                walk * (secs * secs / 3.0).min(1.0 / (frequency * frequency)),
+                lost,
+                if within { lost * secs / 2.0 } else { 0.0 },
+            ],
+        }
+    }
 }
 
 #[derive(Clone, Debug)]
 pub(super) struct Filter {
     assumed: Assumed,
-    /// True time minus the clock's, s; error of the clock's rate, relative; smallest delay forward and backward, s.
+    /// True time minus the clock's, s; error of the clock's rate without the cycle, relative; smallest delay forward and
+    /// backward, s; the cycle's part in the rate now and a quarter of a period from now, relative.
     mean: [f64; STATES],
     cov: [[f64; STATES]; STATES],
     delays: [Delay; 2],
@@ -77,28 +127,67 @@ impl Filter {
         cov[THETA][THETA] = half * half;
         cov[RATE][RATE] = skew * skew;
         // What is not known of the smallest delays is common to both: their difference cannot be seen.
-        for row in &mut cov[2..] {
-            row[2..].fill(half * half);
+        for row in &mut cov[2..4] {
+            row[2..4].fill(half * half);
         }
-        Filter { assumed, mean: [0.0, 0.0, half, half], cov, delays: [Delay::new(), Delay::new()] }
+        let mut filter =
+            Filter { assumed, mean: [0.0, 0.0, half, half, 0.0, 0.0], cov, delays: [Delay::new(), Delay::new()] };
+        filter.forget_cycle();
+        filter
     }
 
     /// The same knowledge under other assumptions.
     pub(super) fn assuming(&self, assumed: Assumed) -> Filter {
-        Filter { assumed, ..self.clone() }
+        let mut filter = Filter { assumed, ..self.clone() };
+        if assumed.cycle != self.assumed.cycle {
+            filter.forget_cycle();
+        }
+        filter
     }
 
-    /// Lets `dt` seconds pass (or takes them back, when two exchanges overlap).
-    pub(super) fn predict(&mut self, dt: f64) {
-        self.mean[THETA] += dt * self.mean[RATE];
-        let rate = self.cov[RATE];
-        for (theta, rate) in self.cov[THETA].iter_mut().zip(rate) {
-            *theta += dt * rate;
+    /// The cycle is another one: nothing is known of it.
+    pub(super) fn forget_cycle(&mut self) {
+        self.mean[RATE] += self.mean[CYCLE];
+        self.cov[RATE][RATE] += 2.0 * self.cov[RATE][CYCLE] + self.cov[CYCLE][CYCLE];
+        self.cov[THETA][RATE] += self.cov[THETA][CYCLE];
+        self.cov[RATE][THETA] = self.cov[THETA][RATE];
+        for part in [CYCLE, SWING] {
+            self.mean[part] = 0.0;
+            self.cov[part] = [0.0; STATES];
+            for row in &mut self.cov {
+                row[part] = 0.0;
+            }
+            self.cov[part][part] = self.assumed.cycle * self.assumed.cycle;
         }
+    }
+
+    /// Lets time pass (or takes it back, when two exchanges overlap).
+    pub(super) fn predict(&mut self, step: &Step) {
+        let advance = |state: &mut [f64; STATES]| {
+            let [cycle, swing] = [state[CYCLE], state[SWING]];
+            state[THETA] += step.secs * state[RATE] + step.cycle * cycle + step.swing * swing;
+            state[CYCLE] = step.cos * cycle + step.sin * swing;
+            state[SWING] = step.cos * swing - step.sin * cycle;
+        };
+        advance(&mut self.mean);
         for row in &mut self.cov {
-            row[THETA] += dt * row[RATE];
+            advance(row);
         }
-        let (q, t) = (self.assumed.wander, dt.abs());
+        // The columns, as the covariance is symmetric once more after this.
+        let mut columns = self.cov;
+        for (i, column) in columns.iter_mut().enumerate() {
+            *column = self.cov.map(|row| row[i]);
+            advance(column);
+        }
+        self.cov = columns;
+        let square = self.assumed.cycle * self.assumed.cycle;
+        self.cov[THETA][THETA] += square * step.forgets[0];
+        self.cov[CYCLE][CYCLE] += square * step.forgets[1];
+        self.cov[SWING][SWING] += square * step.forgets[1];
+        self.cov[THETA][CYCLE] += square * step.forgets[2];
+        self.cov[CYCLE][THETA] += square * step.forgets[2];
+
+        let (q, dt, t) = (self.assumed.wander, step.secs, step.secs.abs());
         self.cov[THETA][THETA] += q * t * t * t / 3.0 + PHASE_WANDER * t;
         let cross = q * t * dt / 2.0;
         self.cov[THETA][RATE] += cross;
@@ -167,8 +256,13 @@ impl Filter {
         Normal { mean: self.mean[THETA], variance: self.cov[THETA][THETA] }
     }
 
+    /// Error of the clock's rate now.
     pub(super) fn rate(&self) -> Normal {
-        Normal { mean: self.mean[RATE], variance: self.cov[RATE][RATE] }
+        let cov = &self.cov;
+        Normal {
+            mean: self.mean[RATE] + self.mean[CYCLE],
+            variance: cov[RATE][RATE] + 2.0 * cov[RATE][CYCLE] + cov[CYCLE][CYCLE],
+        }
     }
 
     /// The smallest round trip, s.

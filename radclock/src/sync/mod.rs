@@ -2,6 +2,7 @@
 //! socket, no thread and no log inside. `docs/algorithm.md` explains the model.
 
 mod bank;
+mod cycle;
 mod delay;
 mod enclosure;
 mod filter;
@@ -12,8 +13,9 @@ use crate::clock::{Clock, Period, Status};
 use crate::stamp::Stamp;
 use crate::time::{Counter, Span};
 use bank::Bank;
+use cycle::Finder;
 use enclosure::Enclosure;
-use filter::Direction;
+use filter::{Direction, Normal};
 use rate::RateBound;
 use rise::Watch;
 
@@ -84,16 +86,20 @@ pub struct SyncReport {
     pub restarts: u64,
 }
 
-/// Standard deviations in the bound on the time…
-const TIME_SIGMAS: f64 = 3.0;
+/// Standard deviations in the bound on the time, where they count twice…
+const TIME_SIGMAS: f64 = 2.3;
 /// …on the rate, which has to hold for longer, and in what is no contradiction.
 const RATE_SIGMAS: f64 = 4.0;
 const SANE_SIGMAS: f64 = 4.0;
 /// A packet that came earlier than it can shows how wrong a reading was. The bound is at least so many times the worst
 /// of these…
-const SURPRISE_MARGIN: f64 = 1.5;
+const SURPRISE_MARGIN: f64 = 2.0;
 /// …which is forgotten by so much a stamp, relative.
 const SURPRISE_DECAY: f64 = 0.003;
+/// What small changes of a path that are no level shift may do to the clock, relative.
+const UNSEEN_DRIFT: f64 = 0.3e-9;
+/// So many stamps have told half of what readings are like.
+const UNTOLD_STAMPS: f64 = 50.0;
 /// Stamps that agree before there is a clock.
 const WARMUP_STAMPS: u64 = 3;
 /// An oscillator's rate may jump by so much at once (relative), and the phase that follows is believed up to so many
@@ -203,6 +209,11 @@ impl Synchroniser {
     }
 }
 
+/// What a server's time may be wrong by, by its own account, s.
+fn server_error(stamp: &Stamp) -> f64 {
+    stamp.root_delay.as_secs_f64().abs() / 2.0 + stamp.root_dispersion.as_secs_f64().abs()
+}
+
 /// Everything learnt since the first stamp.
 #[derive(Clone, Debug)]
 struct State {
@@ -214,12 +225,15 @@ struct State {
     /// Where in time the filters stand.
     at: Counter,
     watch: Watch,
+    finder: Finder,
     rate_bound: RateBound,
     enclosure: Enclosure,
     /// Bound on the error of recent counter readings by the host, s.
     host_error: f64,
     /// How much too early a recent packet came by this clock, s, beyond what the rate's error explains.
     surprise: f64,
+    /// By how much all recent round trips were too long, s: so far the clock may have gone between two delays unseen.
+    slack: f64,
     clock: Option<Clock>,
     /// Stamps accepted.
     stamps: u64,
@@ -249,10 +263,12 @@ impl State {
             bank: Bank::new(rtt, params.nominal_skew),
             at: base.counter,
             watch: Watch::default(),
+            finder: Finder::new(),
             rate_bound: RateBound::new(params.nominal_skew),
-            enclosure: Enclosure::of([rtt / 2.0; 2], stamp.host_error.as_secs_f64().abs()),
+            enclosure: Enclosure::of([rtt / 2.0; 2], stamp.host_error.as_secs_f64().abs() + server_error(stamp)),
             host_error: stamp.host_error.as_secs_f64(),
             surprise: 0.0,
+            slack: 0.0,
             clock: None,
             stamps: 1,
             confirmed: 0.0,
@@ -263,10 +279,10 @@ impl State {
     }
 
     fn take(&mut self, params: &SyncParams, stamp: &Stamp, report: &mut SyncReport) -> Verdict {
-        let since = stamp.ta.since(self.at) as f64 * self.period;
-        let flight = stamp.tf.since(stamp.ta) as f64 * self.period;
+        // Both measurements count as made at the end: what the rate's error makes of a flight is nanoseconds.
+        let since = stamp.tf.since(self.at) as f64 * self.period;
         self.bank.predict(since);
-        self.at = stamp.ta;
+        self.at = stamp.tf;
         self.silence += since;
 
         let host = stamp.host_error.as_secs_f64().abs();
@@ -282,28 +298,45 @@ impl State {
             return Verdict::Insane;
         }
 
-        self.enclosure.refine(self.rate_bound.get() * self.silence.abs(), Enclosure::of(measured, self.host_error));
-
-        let excess = self.excess(measured, noise);
-        let early = -excess[0].min(excess[1]) - self.rate_bound.get() * self.silence.abs();
+        let predicted =
+            Direction::BOTH.map(|direction| self.bank.excess(direction, measured[direction as usize], noise));
+        let excess = predicted.map(|excess| excess.mean);
+        // Where congestion hides the edge of the delays, the smallest ones may be taken for longer than they are.
+        let hidden = (-self.watch.slack()).max(0.0) / 2.0;
+        // At first the model itself is what is wrong, and says so.
+        let vague = TIME_SIGMAS * self.untold();
+        let blur = self.bank.noise().powi(2);
+        let early = predicted.map(|excess| -excess.mean - vague * (excess.variance - blur).max(0.0).sqrt());
+        let early = early[0].max(early[1]) - hidden - self.rate_bound.get() * self.silence.abs();
         self.surprise = early.max(self.surprise * (1.0 - SURPRISE_DECAY));
         let poor = self.watch.is_poor(&self.bank, excess);
-        if poor {
-            self.bank.predict(flight);
-        } else {
+        if !poor {
             self.watch.learn_poor(&mut self.bank);
-            self.bank.update(measured, flight, noise);
+            self.bank.update(measured, noise);
         }
         if let Some(rise) = self.watch.look(&self.bank, self.silence, excess, poor) {
             report.shifts_up += 1;
             self.bank.shift(rise.moved, rise.sigma);
+            self.enclosure.widen(self.spread());
         }
+        let silence = self.silence.abs();
+        let free = silence > self.poll * VALID_POLLS;
+        self.enclosure.widen(silence * if free { self.rate_bound.get() } else { UNSEEN_DRIFT });
+        let slack = (self.watch.slack() - 2.0 * self.spread()).max(0.0);
+        self.enclosure.widen((slack - self.slack).max(0.0));
+        self.slack = slack;
+        self.enclosure.refine(Enclosure::of(measured, self.spread() + self.host_error + server_error(stamp)));
 
         self.stamps += 1;
         self.confirmed += self.silence;
         self.refused = 0;
         self.poll = self.silence.clamp(POLL_SECS.0, POLL_SECS.1);
         report.last_offset_s = self.correct(stamp);
+        let plain = self.bank.rate_without_cycle();
+        let rate = Normal { mean: self.period / params.nominal_period - 1.0 + plain.mean, variance: plain.variance };
+        if let Some(pace) = self.finder.see(rate, self.silence) {
+            self.bank.set_pace(pace);
+        }
         self.bound_rate(params);
         self.silence = 0.0;
         self.publish(stamp);
@@ -313,11 +346,6 @@ impl State {
         report.period_s = self.period;
         report.period_error = self.rate_bound.get();
         Verdict::Accepted
-    }
-
-    /// The delays above the smallest that were measured, s.
-    fn excess(&self, measured: [f64; 2], noise: f64) -> [f64; 2] {
-        Direction::BOTH.map(|direction| self.bank.excess(direction, measured[direction as usize], noise).mean)
     }
 
     /// Whether the stamp may be followed.
@@ -350,6 +378,7 @@ impl State {
         }
         report.shifts_down += 1;
         self.bank.shift(moved, sigma);
+        self.enclosure.widen(self.spread());
         true
     }
 
@@ -381,14 +410,7 @@ impl State {
         if self.stamps < WARMUP_STAMPS {
             return;
         }
-        // How the smallest round trip is split between the directions cannot be seen: either may be all of it.
-        let [forward, backward] = Direction::BOTH.map(|direction| self.bank.smallest(direction));
-        let noise = self.bank.noise();
-        let variance = self.bank.theta().variance + self.bank.round_trip().variance / 4.0 + noise * noise;
-        let spread = (TIME_SIGMAS * variance.sqrt()).max(SURPRISE_MARGIN * self.surprise);
-        let server = stamp.root_delay.as_secs_f64().abs() / 2.0 + stamp.root_dispersion.as_secs_f64().abs();
-        let model = forward.max(backward).max(0.0) + spread + self.host_error;
-        let bound = model.max(self.enclosure.worst()) + server;
+        let bound = self.enclosure.worst() + self.spread() + self.host_error + server_error(stamp);
         let unit = 2f64.powi(64 + i32::from(self.base.period.shift));
         let rate = self.rate_bound.get() * self.period * unit;
         // Rust makes zero of not-a-number: the one bound that never may be claimed.
@@ -397,6 +419,18 @@ impl State {
             period_max_error: rate.ceil() as u64,
             ..self.base
         });
+    }
+
+    /// How little the stamps so far have told of what readings are like, from 1 to 0.
+    fn untold(&self) -> f64 {
+        UNTOLD_STAMPS / (UNTOLD_STAMPS + self.stamps as f64)
+    }
+
+    /// How far the clock may be from where it would be with perfect stamps, s.
+    fn spread(&self) -> f64 {
+        // How noisy readings are is known once there were some; until then it is as assumed.
+        let variance = self.bank.theta().variance + self.untold() * self.bank.noise().powi(2);
+        (TIME_SIGMAS * variance.sqrt()).max(SURPRISE_MARGIN * self.surprise)
     }
 
     /// Whether the server has contradicted the clock for as long as it had confirmed it.

@@ -8,7 +8,7 @@
 const ALLOWANCE: f64 = 0.1e-6;
 /// …and on top of it while the rate has been seen for less than `SEEN_SECS`; afterwards in inverse proportion.
 const ALLOWANCE_EARLY: f64 = 2e-6;
-const SEEN_SECS: f64 = 3.0 * 3600.0;
+const SEEN_SECS: f64 = 1.5 * 3600.0;
 /// The range seen is forgotten within about so many seconds.
 const MEMORY_SECS: f64 = 10.0 * 86400.0;
 

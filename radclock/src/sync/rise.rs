@@ -20,6 +20,8 @@ const LOG_PROBABILITY_EACH: f64 = -1.0;
 const POOR_EACH: f64 = -1.5;
 /// …and together.
 const POOR: f64 = -5.0;
+/// Fewer stamps may all be slow.
+const SLACK_STAMPS: usize = 64;
 /// Nothing is unusual before so many stamps have taught what is usual.
 const TAUGHT_STAMPS: u64 = 50;
 /// Of a run of poor stamps at most so many are learnt from, so that a stamp never takes long.
@@ -78,7 +80,17 @@ impl Watch {
         rise
     }
 
+    /// What even the quickest of the recent round trips exceeded the smallest by, s.
+    pub(super) fn slack(&self) -> f64 {
+        if self.recent.len() < SLACK_STAMPS {
+            return 0.0;
+        }
+        self.recent.iter().map(|recent| recent.excess[0] + recent.excess[1]).fold(f64::INFINITY, f64::min)
+    }
+
     fn rise(&self, bank: &Bank) -> Option<Rise> {
+        // What may be the noise of readings or of the server is no rise.
+        let blur = 2.0 * bank.noise();
         let mut span = 0.0;
         let mut lowest = f64::INFINITY;
         let mut lowest_each = [f64::INFINITY; 2];
@@ -91,7 +103,7 @@ impl Watch {
                 lowest_each[direction] = lowest_each[direction].min(recent.excess[direction]);
                 sums[direction] += recent.excess[direction];
             }
-            if lowest <= 0.0 {
+            if lowest <= blur {
                 return None;
             }
             if !STAMPS.contains(&count) || span < MIN_SECS {
