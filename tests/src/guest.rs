@@ -9,7 +9,7 @@ use crate::command;
 use crate::host::{COMMAND_LIMIT, Host};
 
 /// For a migration under load, on a build machine that does other things too.
-const MIGRATION_LIMIT: Duration = Duration::from_secs(240);
+const MIGRATION_LIMIT: Duration = Duration::from_secs(600);
 
 /// How a guest is virtualised.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

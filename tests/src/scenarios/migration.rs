@@ -18,7 +18,7 @@ const ROUNDS: usize = 10;
 /// Between two migrations, in which the clock is read on.
 const STAY: Duration = Duration::from_secs(2);
 /// Keeps the guest busy: random numbers into memory again and again, and a packet to each host every 20 ms.
-const LOAD: &str = "while :; do dd if=/dev/urandom of=/run/load bs=64k count=32 2> /dev/null; usleep 20000; done & \
+const LOAD: &str = "(while :; do dd if=/dev/urandom of=/run/load bs=64k count=32; usleep 20000; done) > /dev/null 2>&1 & \
     echo $! > /run/load.pid; \
     for host in 1 2; do ping -q -i 0.02 -s 1000 10.9.0.$host > /run/ping$host 2>&1 & echo $! >> /run/load.pid; done";
 const TIMING: &str = "/sys/class/misc/vmclock0/resume_timing";
