@@ -18,6 +18,7 @@ pub struct ReadingJson {
     max_error_ns: u64,
     status: String,
     tai_offset_s: Option<i16>,
+    leap_second: bool,
     counter: u64,
     disruption_marker: u64,
 }
@@ -28,16 +29,23 @@ impl From<&Reading> for ReadingJson {
         let latest = reading.latest().saturating_add(xen_radclock::Span::from_nanos(1));
         ReadingJson {
             time: reading.time.to_string(),
-            utc: format::utc(reading.time),
+            utc: utc(reading),
             earliest: reading.earliest().to_string(),
             latest: latest.to_string(),
             max_error_ns: reading.max_error_nanos(),
             status: reading.status.to_string(),
             tai_offset_s: reading.tai_offset,
+            leap_second: reading.leap_second,
             counter: reading.sample.counter.0,
             disruption_marker: reading.sample.disruption_marker,
         }
     }
+}
+
+/// With an inserted second as 23:59:60, though its number is that of 23:59:59.
+fn utc(reading: &Reading) -> String {
+    let text = format::utc(reading.time);
+    if reading.leap_second { text.replacen(":59.", ":60.", 1) } else { text }
 }
 
 pub fn now(clock: &RadClock, json: bool) -> Result<(), Failure> {
@@ -46,7 +54,7 @@ pub fn now(clock: &RadClock, json: bool) -> Result<(), Failure> {
         format::json(&ReadingJson::from(&reading))?;
     } else {
         let bound = format::nanos(reading.max_error_nanos());
-        writeln!(io::stdout(), "{} ± {bound}, {}", format::utc(reading.time), reading.status)?;
+        writeln!(io::stdout(), "{} ± {bound}, {}", utc(&reading), reading.status)?;
     }
     Ok(())
 }
@@ -126,7 +134,7 @@ fn in_words(page: &Page, result: &Result<Reading, ReadError>, status: &StatusJso
     match result {
         Ok(reading) => {
             line("status", status.status.clone());
-            line("time", format::utc(reading.time));
+            line("time", utc(reading));
             let growth = status
                 .period_max_error
                 .map_or_else(String::new, |rate| format!(", growing by {} a second", format::secs(rate)));
