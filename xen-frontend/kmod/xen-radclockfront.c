@@ -550,6 +550,9 @@ static bool radclock_refresh_wire(struct radclock *rc)
 	if (rc->have_wire && !rc->taken && radclock_readable(rc->wire.abi.clock_status) &&
 	    new->abi.clock_status <= RADCLOCK_STATUS_INITIALIZING) {
 		rc->wire.abi.clock_status = RADCLOCK_STATUS_FREERUNNING;
+		/* What that one announced, nobody would take back. */
+		rc->wire.abi.flags &= ~(RADCLOCK_FLAG_DISRUPTION_SOON |
+					RADCLOCK_FLAG_DISRUPTION_IMMINENT);
 		return true;
 	}
 	rc->wire = *new;
