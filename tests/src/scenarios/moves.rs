@@ -6,9 +6,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 
 use super::footprint::{Footprint, ensure_no_complaint, ensure_no_complaint_in};
-use super::suspend::{
-    await_connected, ensure_clock, ensure_no_clock, judge, prefer_dom0, start_radclockd_without_clock, stay,
-};
+use super::suspend::{await_connected, ensure_clock, ensure_no_clock, judge, start_radclockd_without_clock, stay};
 use crate::command::{self, Background};
 use crate::guest::{Guest, Kind};
 use crate::host::{Host, Pair};
@@ -32,7 +30,6 @@ impl<'pair> Scene<'pair> {
         }
         for host in pair.hosts() {
             host.await_synchronized()?;
-            prefer_dom0(host)?;
         }
         Ok(Scene { pair, before })
     }
