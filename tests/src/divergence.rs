@@ -45,7 +45,8 @@ pub fn measure(host: &Host, guest: &Guest) -> Result<f64> {
     differences.max_by(|a, b| a.abs().total_cmp(&b.abs())).context("no page of the guest's was seen in Dom0")
 }
 
-fn page(hex: &str) -> Result<Page> {
+/// A page as [`Recorded`] has it.
+pub(crate) fn page(hex: &str) -> Result<Page> {
     let bytes = hex.as_bytes().chunks(2).map(|pair| Ok(u8::from_str_radix(std::str::from_utf8(pair)?, 16)?));
     let bytes = bytes.collect::<Result<Vec<u8>>>()?;
     let mut page = Page::zeroed();

@@ -5,13 +5,14 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use comfy_table::{Cell, CellAlignment, Table, presets};
+use lab_agent::Recorded;
 
 use super::footprint::{Footprint, ensure_no_complaint, ensure_no_complaint_in};
-use crate::Lab;
 use crate::guest::{Guest, Kind};
-use crate::host::Pair;
+use crate::host::{Host, Pair, SECOND_RATE_PPB};
 use crate::progress::Step;
 use crate::readings::{Change, Reader, Verdict};
+use crate::{Lab, divergence};
 
 /// There and back.
 const ROUNDS: usize = 10;
@@ -43,6 +44,16 @@ pub fn no_reading_is_wrong_while_guests_migrate_under_load(lab: &Lab) -> Result<
         moves.push(Moves::of(&pair, kind)?);
     }
     eprintln!("{}\n{}", readings_table(&moves), timing_table(&moves));
+    let [first, second] = pair.hosts().map(Counting::of);
+    let (first, second) = (first?, second?);
+    eprintln!(
+        "Xen's system time: {:+.1} ppm on the first host, {:+.1} ppm on the second, which was booted {:.3} s after it",
+        first.rate_ppm,
+        second.rate_ppm,
+        second.zero - first.zero
+    );
+    let (apart, made) = (second.rate_ppm - first.rate_ppm, SECOND_RATE_PPB as f64 / 1e3);
+    ensure!((apart - made).abs() < made / 2.0, "the hosts' rates are {apart:.1} ppm apart and not {made:.1}");
     for moves in &moves {
         moves.check()?;
     }
@@ -51,6 +62,25 @@ pub fn no_reading_is_wrong_while_guests_migrate_under_load(lab: &Lab) -> Result<
         before.await_again(host)?;
     }
     Ok(())
+}
+
+/// How a host's Xen system time runs, by its daemon.
+struct Counting {
+    /// How fast it is.
+    rate_ppm: f64,
+    /// When it was 0, s since 1970.
+    zero: f64,
+}
+
+impl Counting {
+    fn of(host: &Host) -> Result<Counting> {
+        let recorded = host.run("lab-probe wire 1")?;
+        let recorded: Recorded = serde_json::from_str(recorded.lines().next().context("no page")?)?;
+        let clock = divergence::page(&recorded.page)?.abi.clock()?;
+        let period = clock.period.as_secs_f64();
+        let zero = clock.time.as_nanos() as f64 / 1e9 - clock.counter.0 as f64 * period;
+        Ok(Counting { rate_ppm: (1e-9 / period - 1.0) * 1e6, zero })
+    }
 }
 
 /// All migrations of one guest.
