@@ -135,12 +135,14 @@ impl<'host> Guest<'host> {
 
     /// Saves it to a file in Dom0, and thereby ends it.
     pub fn save(&self, path: &str) -> Result<()> {
-        self.host.run(&format!("xl save {} {path}", self.name)).map(drop)
+        let shell = format!("xl save {} {path}", self.name);
+        command::success(&shell, &self.host.output(&shell, MIGRATION_LIMIT)?).map(drop)
     }
 
     /// Goes on from a file in this host's Dom0, which is removed.
     pub fn restore(&mut self, host: &'host Host, path: &str) -> Result<()> {
-        host.run(&format!("xl restore {path} && rm {path}"))?;
+        let shell = format!("xl restore {path} && rm {path}");
+        command::success(&shell, &host.output(&shell, MIGRATION_LIMIT)?)?;
         self.host = host;
         Ok(())
     }

@@ -46,7 +46,7 @@ scenarios! {
     suspend::saved_guests_get_the_clock_of_whichever_daemon_is_there,
     suspend::restored_guests_have_the_clock_that_the_daemon_has,
     suspend::guests_that_are_held_up_go_on_with_the_clock,
-    suspend::guests_are_saved_and_restored_in_the_midst_of_anything,
+    suspend::guests_are_saved_and_restored_in_the_midst_of_page_updates,
     migration::no_reading_is_wrong_while_guests_migrate_under_load,
     moves::a_migration_that_fails_resumes_with_the_clock,
     moves::a_guest_gets_the_clock_of_any_host_as_soon_as_that_has_one,

@@ -35,8 +35,6 @@ const FIND_LIMIT: Duration = Duration::from_secs(60);
 /// (some 10 µs): a build machine that is busy has neither at once.
 const ENOUGH_READINGS: usize = 1000;
 const NARROW_ENOUGH: u64 = 30_000;
-/// Some 50 µs.
-const ROUGHLY_ENOUGH: u64 = 150_000;
 /// But for no longer than this.
 const MEASURE_LIMIT: Duration = Duration::from_secs(40);
 
@@ -137,20 +135,6 @@ impl Memory {
 
 /// Measures for `duration`, or longer if the build machine is busy. `probe` starts `lab-probe` in the domain, with the arguments that are appended.
 pub fn measure(host: &Host, duration: Duration, probe: impl FnOnce(&str) -> Result<duct::Expression>) -> Result<Truth> {
-    measure_to(host, duration, NARROW_ENOUGH, probe)
-}
-
-/// The same as fast as it goes, for a clock whose bound is hundreds of microseconds.
-pub fn measure_roughly(host: &Host, probe: impl FnOnce(&str) -> Result<duct::Expression>) -> Result<Truth> {
-    measure_to(host, Duration::from_millis(200), ROUGHLY_ENOUGH, probe)
-}
-
-fn measure_to(
-    host: &Host,
-    duration: Duration,
-    narrow_enough: u64,
-    probe: impl FnOnce(&str) -> Result<duct::Expression>,
-) -> Result<Truth> {
     let memory = Memory::of(host)?;
     let magic = random_magic()?;
     let arguments = format!("lab-probe truth {:016x}{:016x} {}", magic[1], magic[0], FIND_LIMIT.as_secs());
@@ -165,7 +149,7 @@ fn measure_to(
     // SAFETY: the mapping is a page long, aligned, and lives to the end of this function; the struct is all atomics.
     let exchange = unsafe { &*map.as_ptr().cast::<Exchange>() };
     let before = RealTime::now();
-    let samples = take_samples(exchange, duration, narrow_enough);
+    let samples = take_samples(exchange, duration);
     let after = RealTime::now();
     exchange.stop.store(1, Ordering::Relaxed);
     let output = wait::until("the probe to end", FIND_LIMIT, || probe.ended())?;
@@ -180,13 +164,13 @@ pub(crate) fn random_magic() -> Result<[u64; 2]> {
     Ok([word(0..8), word(8..16)])
 }
 
-fn take_samples(exchange: &Exchange, duration: Duration, narrow_enough: u64) -> Result<Vec<Sample>> {
+fn take_samples(exchange: &Exchange, duration: Duration) -> Result<Vec<Sample>> {
     let mut samples = Vec::new();
     let mut last = 0;
     let mut narrowest = u64::MAX;
     let start = Instant::now();
     loop {
-        let enough = samples.len() >= ENOUGH_READINGS && narrowest <= narrow_enough;
+        let enough = samples.len() >= ENOUGH_READINGS && narrowest <= NARROW_ENOUGH;
         if start.elapsed() >= if enough { duration } else { MEASURE_LIMIT } {
             break;
         }

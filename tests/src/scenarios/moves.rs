@@ -13,7 +13,7 @@ use crate::host::{Host, Pair};
 use crate::readings::Reader;
 use crate::{Lab, wait};
 
-const MOVE_LIMIT: Duration = Duration::from_secs(240);
+const MOVE_LIMIT: Duration = Duration::from_secs(600);
 
 /// Two hosts with synchronised daemons, and what they were before any guest.
 struct Scene<'pair> {
@@ -168,7 +168,8 @@ fn copy(from: &Host, to: &Host, path: &str) -> Result<()> {
     let receive = format!("socat -u TCP-LISTEN:7100,reuseaddr OPEN:{partial},creat,trunc && mv {partial} {path}");
     let receiver = Background::start("socat", &to.expression(&receive).stderr_capture())?;
     let address = to.run("ip -4 -o address show dev xenbr0 | sed 's/.* inet \\([0-9.]*\\).*/\\1/'")?;
-    from.run(&format!("socat -u OPEN:{path},rdonly TCP:{}:7100,retry=100,interval=0.1 && rm {path}", address.trim()))?;
+    let send = format!("socat -u OPEN:{path},rdonly TCP:{}:7100,retry=100,interval=0.1 && rm {path}", address.trim());
+    command::success(&send, &from.output(&send, MOVE_LIMIT)?)?;
     let output = wait::until("the copy", MOVE_LIMIT, || receiver.ended())?;
     command::success("socat", &output).map(drop)
 }
