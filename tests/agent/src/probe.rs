@@ -18,7 +18,7 @@ use nix::time::{ClockId, clock_gettime};
 use radclock::clock::Status;
 use radclock::page::{EXTENSION_OFFSET, Extension, PAGE_SIZE, Page};
 use radclock::seqcount::SharedPage;
-use xen_radclock::{RadClock, Reading};
+use xen_radclock::{RadClock, ReadError, Reading};
 use zerocopy::IntoBytes;
 
 /// Longer than the structure and its extension.
@@ -129,9 +129,9 @@ fn truth(magic: &str, limit: Duration) -> Result<()> {
     let clock = RadClock::open()?;
     let start = Instant::now();
     let answer = |page: &Exchange| {
-        let reading = clock.now()?;
+        let Some(reading) = reading(&clock)? else { return Ok(false) };
         store_sample(page, &reading);
-        Ok(())
+        Ok(true)
     };
     let idle = || {
         ensure!(start.elapsed() <= limit, "the build machine did not ask for {} s", limit.as_secs());
@@ -149,14 +149,14 @@ fn watch(magic: &str, limit: Duration) -> Result<()> {
     // Not between question and answer: a system call takes longer than everything else there.
     let max_error = Cell::new(system_clock()?.max_error_us);
     let answer = |page: &Exchange| {
-        let reading = clock.now()?;
+        let Some(reading) = reading(&clock)? else { return Ok(false) };
         let system = clock_gettime(ClockId::CLOCK_REALTIME)?;
         store_sample(page, &reading);
         let nanos = system.tv_sec() as u64 * 1_000_000_000 + system.tv_nsec() as u64;
         page.system[0].store(nanos, Ordering::Relaxed);
         page.system[1].store(max_error.get(), Ordering::Relaxed);
         looks.set(0);
-        Ok(())
+        Ok(true)
     };
     let idle = || {
         looks.set(looks.get() + 1);
@@ -171,11 +171,20 @@ fn watch(magic: &str, limit: Duration) -> Result<()> {
     exchange(magic, answer, idle)
 }
 
-/// Gives the build machine a page to find, and answers its questions there. `answer` begins with reading the clock, and
-/// `idle` is called while there is no question.
+/// Nothing if the page was being written: on one CPU its writer may have been interrupted, and the next question comes
+/// at once.
+fn reading(clock: &RadClock) -> Result<Option<Reading>> {
+    match clock.now() {
+        Err(ReadError::Busy(_)) => Ok(None),
+        reading => Ok(Some(reading?)),
+    }
+}
+
+/// Gives the build machine a page to find, and answers its questions there. `answer` begins with reading the clock and
+/// says whether it could; `idle` is called while there is no question.
 fn exchange(
     magic: &str,
-    mut answer: impl FnMut(&Exchange) -> Result<()>,
+    mut answer: impl FnMut(&Exchange) -> Result<bool>,
     mut idle: impl FnMut() -> Result<()>,
 ) -> Result<()> {
     let magic = u128::from_str_radix(magic, 16).context("the magic")?;
@@ -192,8 +201,9 @@ fn exchange(
             idle()?;
             continue;
         }
-        answer(page)?;
-        page.answer.store(question, Ordering::Release);
+        if answer(page)? {
+            page.answer.store(question, Ordering::Release);
+        }
         last = question;
     }
     Ok(())
