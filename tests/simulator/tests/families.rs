@@ -1,0 +1,73 @@
+//! The synchroniser on every family of simulated traces: no reading is outside of its bound, and errors are no larger than
+//! what the family allows. Everything follows from the seeds.
+
+use radclock::sync::{SyncParams, Synchroniser};
+use simulator::family::{FAMILIES, find};
+use simulator::score::{Score, replay, scored};
+use simulator::trace::Trace;
+
+const SEEDS: std::ops::RangeInclusive<u64> = 1..=3;
+
+/// Runs a family: the rms of the error must stay below `rms`, and half of the bounds below `slack` and 1.3 times what
+/// nobody can know better: half of the smallest round trip, after a shift that of the longer one, and what the server says
+/// of itself. In µs.
+fn holds(name: &str, rms: f64, slack: f64) {
+    let family = find(name).expect("a family");
+    for seed in SEEDS {
+        let scenario = family.scenario(seed);
+        let trace = Trace::of(name, &scenario, &scenario.run(seed), 0);
+        let mut sync = Synchroniser::new(SyncParams::default()).expect("valid parameters");
+        let readings = replay(&trace, &mut sync);
+        for reading in &readings {
+            assert!(reading.error.abs() <= reading.bound, "{name}, seed {seed}, outside of its bound: {reading:?}");
+        }
+        assert!(readings.len() + 100 > trace.lines.len(), "{name}, seed {seed}: {} readings", readings.len());
+        let score = Score::new(scored(&trace, &readings), trace.asymmetry(), 0.0).expect("readings");
+        assert!(score.rms_us <= rms, "{name}, seed {seed}: {score:?}");
+        let server = &scenario.servers[0];
+        let longer: f64 = server.shifts.iter().map(|shift| (shift.there + shift.back).max(0.0) / 2.0).sum();
+        let least = server.half_round_trip() + longer + server.root_dispersion;
+        assert!(score.median_bound_us <= 1.3e6 * least + slack, "{name}, seed {seed}: {least} s and {score:?}");
+    }
+}
+
+macro_rules! families {
+    ($($test:ident: $name:literal, $rms:literal, $slack:literal;)*) => {
+        $(#[test]
+        fn $test() {
+            holds($name, $rms, $slack);
+        })*
+
+        #[test]
+        fn every_family_is_put_to_the_test() {
+            let tested = [$($name),*];
+            assert!(FAMILIES.iter().map(|family| family.name).eq(tested));
+        }
+    };
+}
+
+families! {
+    lan: "lan-16s", 5.0, 20.0;
+    lan_cold: "lan-1s-cold", 1.5, 20.0;
+    hpet_sawtooth: "hpet-saw-16s", 4.5, 20.0;
+    loaded_host: "loaded-host-16s", 12.0, 80.0;
+    shift_up: "shift-up-16s", 4.5, 20.0;
+    shift_down: "shift-down-16s", 4.0, 20.0;
+    gap: "gap-16s", 15.0, 20.0;
+    server_fault: "server-fault-16s", 7.0, 20.0;
+    warm_room: "warm-room-64s", 20.0, 80.0;
+    wan: "wan-64s", 25.0, 20.0;
+    wan_asymmetric: "wan-asym-64s", 60.0, 20.0;
+    sparse: "sparse-1024s", 80.0, 250.0;
+    shift_one_sided: "shift-one-sided-16s", 6.0, 600.0;
+    shift_in_fault: "shift-in-fault-16s", 5.0, 20.0;
+    heated_by_load: "heated-by-load-16s", 160.0, 220.0;
+    poor_crystal: "poor-crystal-16s", 4.0, 20.0;
+    changing_polls: "changing-polls", 3.0, 20.0;
+    lossy: "lossy-64s", 150.0, 450.0;
+    congested_days: "congested-days-64s", 45.0, 20.0;
+    quantised: "quantised-16s", 600.0, 220.0;
+    noisy_server: "noisy-server-16s", 170.0, 2300.0;
+    hpet_loaded: "hpet-loaded-16s", 16.0, 140.0;
+    shaky_host: "shaky-host-16s", 12.0, 180.0;
+}
