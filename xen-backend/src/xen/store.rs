@@ -2,14 +2,16 @@
 //! [`super::guests`]' business.
 //!
 //! By xenstore-rs, whose limits are kept here: requests go one after the other (it takes up to 32 at once), each
-//! with a time limit (it does not notice that xenstored has died), and each watch has a task that takes its events
-//! at once (a watch that nobody empties blocks the whole connection after eight events).
+//! with a time limit (it does not notice that xenstored has died), each watch has a task that takes its events
+//! at once (a watch that nobody empties blocks the whole connection after eight events), and each connection has a
+//! thread with a runtime of its own (its task never ends while xenstored keeps the socket open; it ends with the runtime).
 
 use std::collections::BTreeSet;
 use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
 use std::time::Duration;
 
 use futures_core::Stream;
@@ -60,6 +62,8 @@ const SUSPEND: &str = "suspend";
 pub struct Store {
     xs: XsTokio,
     changes: Arc<Changes>,
+    /// Dropping it is what ends the connection's thread, and with it the connection.
+    _close: oneshot::Sender<()>,
 }
 
 /// What has changed since it was last asked, however often it did.
@@ -105,10 +109,27 @@ pub struct Watch {
     _task: JoinHandle<()>,
 }
 
+/// A connection, and what closes it when dropped.
+async fn open() -> io::Result<(XsTokio, oneshot::Sender<()>)> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
+    let (opened, connection) = oneshot::channel();
+    let (close, closed) = oneshot::channel::<()>();
+    thread::Builder::new().name("xenstore".to_owned()).spawn(move || {
+        runtime.block_on(async {
+            // Neither has anyone to tell when the other end is gone.
+            let _ = opened.send(XsTokio::new().await);
+            let _ = closed.await;
+        });
+    })?;
+    let xs = connection.await.map_err(io::Error::other)??;
+    Ok((xs, close))
+}
+
 impl Store {
     /// Connects to the local xenstored.
     pub async fn connect(changes: Arc<Changes>) -> Result<Store, XenError> {
-        Ok(Store { xs: XsTokio::new().await.map_err(XenError::NoXenStore)?, changes })
+        let (xs, close) = open().await.map_err(XenError::NoXenStore)?;
+        Ok(Store { xs, changes, _close: close })
     }
 
     /// Watches domains coming and going. With libxl they come when they are made, else when they are introduced.
