@@ -3,6 +3,7 @@
 mod agreement;
 mod counters;
 mod daemon;
+mod discipline;
 mod footprint;
 mod guests;
 mod lab;
@@ -37,6 +38,8 @@ scenarios! {
     agreement::a_c_program_reads_the_clock_in_a_guest,
     daemon::guests_run_free_when_radclockd_is_killed_and_reconnect_when_it_is_back,
     daemon::guests_that_were_there_first_get_the_clock_and_lose_it_with_a_clean_stop,
+    discipline::a_guests_system_clock_follows_the_shared_clock_through_a_restore,
+    discipline::nobody_else_adjusts_the_clock_beside_discipline,
     guests::a_guest_created_twenty_times_leaves_nothing_behind,
     guests::a_rebooted_guest_gets_the_clock_again_and_leaves_nothing_behind,
     guests::an_unloaded_driver_can_be_loaded_again,

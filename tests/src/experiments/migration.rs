@@ -27,7 +27,7 @@ use crate::{Lab, truth, wait};
 /// Between two readings of a guest, ms.
 const PERIOD: u64 = 25;
 /// How long the time daemons get to find the time after they were started.
-const WARM_UP: Duration = Duration::from_secs(120);
+const WARM_UP: Duration = Duration::from_secs(90);
 /// Errors below these are asked for, ns.
 const SETTLED: [(&str, f64); 3] = [("100 µs", 1e5), ("1 ms", 1e6), ("10 ms", 1e7)];
 const LIMIT: Duration = Duration::from_secs(120);
@@ -165,13 +165,16 @@ pub fn run(options: &Options) -> Result<Report> {
         step.done();
     }
     timeline.pass("Recording after the migration", Duration::from_secs(after))?;
-    let mut points = Vec::new();
+    let mut records = Vec::new();
     for (number, run) in runs.iter_mut().enumerate() {
-        let records = run.fetch(number)?;
+        records.push(run.fetch(number)?);
         run.measure_offset()?;
         timeline.mark();
-        points.push((run.subject, evaluate(&records, &run.offsets, &timeline)?));
     }
+    timeline.drop_disturbed();
+    let points =
+        runs.iter().zip(&records).map(|(run, records)| Ok((run.subject, evaluate(records, &run.offsets, &timeline)?)));
+    let points = points.collect::<Result<Vec<_>>>()?;
     report(options, &points, before, after)
 }
 
@@ -266,6 +269,22 @@ impl Timeline {
         }
         step.done();
         Ok(())
+    }
+
+    /// Drops pairs that are off by themselves: on a busy build machine one was, by hundreds of microseconds.
+    fn drop_disturbed(&mut self) {
+        const LIMIT: f64 = 20e3;
+        let (Some(first), Some(last)) = (self.0.first().copied(), self.0.last().copied()) else { return };
+        let rate = (last.1 - first.1) as f64 / (last.0 - first.0) as f64;
+        let off = |pair: &(u64, u64)| (pair.1 - first.1) as f64 - (pair.0 - first.0) as f64 * rate;
+        let offs: Vec<f64> = self.0.iter().map(off).collect();
+        let mut at = 0usize;
+        self.0.retain(|_| {
+            let mut around = offs[at.saturating_sub(2)..(at + 3).min(offs.len())].to_vec();
+            around.sort_by(f64::total_cmp);
+            at += 1;
+            (offs[at - 1] - around[around.len() / 2]).abs() <= LIMIT
+        });
     }
 
     /// The time at a value of the TSC, ns since 1970, and the rate there, ns a count. Beyond the ends, by the nearest two
@@ -412,11 +431,11 @@ fn error_in_words(nanos: u64) -> String {
 }
 
 fn series(points: &[(Subject, Vec<Point>)], select: impl Fn(&Point) -> Option<(f64, f64)>) -> Vec<Series> {
-    let draw = |(colour, (subject, points)): (usize, &(Subject, Vec<Point>))| Series {
-        label: subject.name().to_owned(),
-        mark: Mark::Line,
-        colour,
-        points: points.iter().filter_map(&select).collect(),
+    let draw = |(colour, (subject, points)): (usize, &(Subject, Vec<Point>))| {
+        let half = |after: bool| points.iter().filter(move |point| (point.at >= 0.0) == after).filter_map(&select);
+        // A gap where the guest did not run.
+        let points = half(false).chain([(0.0, f64::NAN)]).chain(half(true)).collect();
+        Series { label: subject.name().to_owned(), mark: Mark::Line, colour, points }
     };
     // Ours are drawn last, over the others.
     let mut all: Vec<Series> = points.iter().enumerate().map(draw).collect();
@@ -502,5 +521,17 @@ mod tests {
         assert_eq!(errors, [40.0, -30.0, 500.0, -2.0]);
         assert_eq!(points.iter().map(|point| point.at).collect::<Vec<_>>(), [-20.0, -10.0, 0.0, 1.0]);
         assert!(points.iter().all(|point| point.uncertainty == 50.0));
+    }
+
+    #[test]
+    fn a_pair_that_is_off_by_itself_is_dropped_and_a_step_is_kept() {
+        let nanos = |second: u64| {
+            let off = if second >= 50 { 900_000 } else { 0 } + if second == 20 { 400_000 } else { 0 };
+            second * 1_000_000_000 + off
+        };
+        let mut timeline = Timeline((0..100).map(|second| (second * 2_000_000_000, nanos(second))).collect());
+        timeline.drop_disturbed();
+        assert_eq!(timeline.0.len(), 99);
+        assert!(timeline.0.iter().all(|pair| pair.0 != 20 * 2_000_000_000));
     }
 }
