@@ -5,12 +5,13 @@
 //! answers with its counter. So the counter had that value between question and answer. When the page falls silent the
 //! guest is on its way: the page is looked for in the memory of all hosts until one copy of it beats again.
 //!
-//! Nothing is assumed of what migration does to the counter. Between two answers a few milliseconds apart the counter's
-//! rate is taken to be within [`RATE_SLACK`] of the build machine's TSC.
+//! Nothing is assumed of what migration does to the counter. Between two answers the counter's rate is taken to be
+//! near what it is on the whole, by no more than what makes all answers agree.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{self, Receiver, Sender};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -22,19 +23,25 @@ use crate::guest::Kind;
 use crate::host::Host;
 use crate::truth::{Memory, REORDERING};
 
-/// How far the rates of a guest's counter and of the build machine's TSC may be apart over a few milliseconds. Xen's system
-/// time, which the emulated TSC of a PV guest follows, changes its rate by up to 100 ppm each second; a host's
-/// platform timer is 40 ppm off.
-const RATE_SLACK: f64 = 300e-6;
+/// How far the rate of a guest's counter may be from what it is on the whole, at least. Xen's system time, which the emulated
+/// TSC of a PV guest follows, changes its rate each second: by up to 100 ppm on a quiet build machine, and by more the
+/// busier that is. Where answers contradict each other at this rate, twice as much is allowed, and so on.
+const LEAST_SLACK: f64 = 200e-6;
+/// But this would be no clock.
+const MOST_SLACK: f64 = 0.01;
+/// Over so many counts the rate on the whole can be told well enough. Before that it is taken to be the build machine's.
+const RATE_SPAN: u64 = 10_000_000_000;
 /// A page whose beat has not changed for so long is not used any more. Longer than a guest waits for its CPU.
 const SILENT: Duration = Duration::from_millis(300);
+/// Between two searches of all memory.
+const SEARCH_PAUSE: Duration = Duration::from_millis(100);
 /// Between two bursts of questions, and how many questions are in one.
 const PAUSE: Duration = Duration::from_millis(2);
 const BURST: usize = 4;
 /// How long an answer is waited for within a burst, in counts: some 50 µs.
 const PATIENCE: u64 = 150_000;
 /// How far to look around a counter value for answers that tell what the time was.
-const NEIGHBOURS: usize = 200;
+const NEIGHBOURS: usize = 60;
 
 /// The guest's counter had this value between two of the build machine's TSC.
 #[derive(Clone, Copy, Debug)]
@@ -146,25 +153,55 @@ fn observe(memories: &[Memory], magic: [u64; 2], stop: &AtomicBool) -> Result<Ob
     Ok(observed)
 }
 
-/// The copy of the page that beats. Copies are known before the guest goes on there, so it is found within milliseconds.
+/// The copy of the page that beats. Copies are watched while more are looked for, so it is found within milliseconds if
+/// its memory was there before the guest goes on.
 fn find(memories: &[Memory], magic: [u64; 2], stop: &AtomicBool, observed: &mut Observed) -> Result<Option<Candidate>> {
-    while !stop.load(Ordering::Relaxed) {
-        let mut candidates = Vec::new();
-        for memory in memories {
+    let done = AtomicBool::new(false);
+    let (copies, found) = mpsc::channel();
+    thread::scope(|scope| {
+        let search = scope.spawn(|| search(memories, magic, &done, &copies));
+        let beating = watch(memories, magic, &found, observed, || stop.load(Ordering::Relaxed) || search.is_finished());
+        done.store(true, Ordering::Relaxed);
+        search.join().map_err(|_| anyhow!("the search panicked"))??;
+        beating
+    })
+}
+
+/// Looks for copies again and again, and tells each place once: which memory, and where in it.
+fn search(memories: &[Memory], magic: [u64; 2], done: &AtomicBool, copies: &Sender<(usize, u64)>) -> Result<()> {
+    let mut known = BTreeSet::new();
+    while !done.load(Ordering::Relaxed) {
+        for (index, memory) in memories.iter().enumerate() {
             for offset in memory.find_all(magic)? {
-                let map = memory.exchange(offset)?;
-                let mut candidate = Candidate { map, beat: 0 };
-                candidate.beats(magic);
-                candidates.push(candidate);
+                if known.insert((index, offset)) {
+                    copies.send((index, offset))?;
+                }
             }
         }
-        let looked = Instant::now();
-        while looked.elapsed() < SILENT && !stop.load(Ordering::Relaxed) {
-            observed.note_real_time();
-            thread::sleep(Duration::from_millis(1));
-            if let Some(beating) = candidates.iter_mut().position(|candidate| candidate.beats(magic)) {
-                return Ok(Some(candidates.swap_remove(beating)));
-            }
+        thread::sleep(SEARCH_PAUSE);
+    }
+    Ok(())
+}
+
+/// The first of the copies to beat; none if it is `over` before.
+fn watch(
+    memories: &[Memory],
+    magic: [u64; 2],
+    copies: &Receiver<(usize, u64)>,
+    observed: &mut Observed,
+    over: impl Fn() -> bool,
+) -> Result<Option<Candidate>> {
+    let mut candidates: Vec<Candidate> = Vec::new();
+    while !over() {
+        for (index, offset) in copies.try_iter() {
+            let mut candidate = Candidate { map: memories[index].exchange(offset)?, beat: 0 };
+            candidate.beats(magic);
+            candidates.push(candidate);
+        }
+        observed.note_real_time();
+        thread::sleep(Duration::from_millis(1));
+        if let Some(beating) = candidates.iter_mut().position(|candidate| candidate.beats(magic)) {
+            return Ok(Some(candidates.swap_remove(beating)));
         }
     }
     Ok(None)
@@ -245,7 +282,13 @@ impl Observed {
             Kind::Pv => None,
             Kind::Pvh => constant(observations),
         };
-        Ok(Relation { observed: self, observations, constant })
+        let mut relation =
+            Relation { observed: self, observations, constant, rate: rate(observations), slack: LEAST_SLACK };
+        while constant.is_none() && !relation.is_consistent() {
+            relation.slack *= 2.0;
+            ensure!(relation.slack < MOST_SLACK, "the guest's counter at marker {marker:x} makes no sense");
+        }
+        Ok(relation)
     }
 }
 
@@ -260,11 +303,24 @@ fn constant(observations: &[Observation]) -> Option<(i64, i64)> {
     (least <= most).then_some((least, most))
 }
 
+/// How many counts of the build machine's TSC one of the counter's is, on the whole.
+fn rate(observations: &[Observation]) -> f64 {
+    let [first, .., last] = observations else { return 1.0 };
+    let counts = last.counter.wrapping_sub(first.counter);
+    if counts < RATE_SPAN {
+        return 1.0;
+    }
+    let middle = |observation: &Observation| observation.asked.midpoint(observation.answered);
+    middle(last).wrapping_sub(middle(first)) as f64 / counts as f64
+}
+
 /// How a guest's counter was related to the true time while one clock lasted.
 pub struct Relation<'observed> {
     observed: &'observed Observed,
     observations: &'observed [Observation],
     constant: Option<(i64, i64)>,
+    rate: f64,
+    slack: f64,
 }
 
 impl Relation<'_> {
@@ -277,26 +333,87 @@ impl Relation<'_> {
     pub fn true_time(&self, counter: u64) -> Result<Interval> {
         let (earliest, latest) = match self.constant {
             Some((least, most)) => (counter.wrapping_add_signed(least), counter.wrapping_add_signed(most)),
-            None => self.between_neighbours(counter)?,
+            None => self.between_neighbours(counter),
         };
         let real = |tsc| self.observed.real_time(tsc).context("the observer saw no time");
         let ((earliest, before), (latest, after)) = (real(earliest)?, real(latest)?);
         Ok(Interval { earliest: earliest - before, latest: latest + after })
     }
 
+    /// How far the counter's rate was taken to be from what it was on the whole, parts in 10⁶.
+    pub fn slack_ppm(&self) -> f64 {
+        if self.is_constant() { 0.0 } else { self.slack * 1e6 }
+    }
+
+    /// Whether no two answers contradict each other.
+    fn is_consistent(&self) -> bool {
+        self.observations.iter().all(|observation| {
+            let (earliest, latest) = self.between_neighbours(observation.counter);
+            earliest <= latest
+        })
+    }
+
     /// What all of the answers nearby allow.
-    fn between_neighbours(&self, counter: u64) -> Result<(u64, u64)> {
+    fn between_neighbours(&self, counter: u64) -> (u64, u64) {
         let at = self.observations.partition_point(|observation| observation.counter < counter);
         let near = &self.observations[at.saturating_sub(NEIGHBOURS)..(at + NEIGHBOURS).min(self.observations.len())];
         let mut range = (0, u64::MAX);
         for observation in near {
             let since = counter.wrapping_sub(observation.counter).cast_signed();
-            let slack = (since.unsigned_abs() as f64 * RATE_SLACK) as u64;
+            let slack = (since.unsigned_abs() as f64 * self.slack) as u64;
+            let since = (since as f64 * self.rate) as i64;
             let earliest = observation.asked.wrapping_add_signed(since) - slack - REORDERING;
             let latest = observation.answered.wrapping_add_signed(since) + slack;
             range = (range.0.max(earliest), range.1.min(latest));
         }
-        ensure!(range.0 <= range.1, "the counter's rate is off by more than {} ppm", RATE_SLACK * 1e6);
-        Ok(range)
+        range
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    /// A build machine whose TSC counts nanoseconds since 1970, asked each millisecond for 100 s; the counter is `rate` times
+    /// that, and 5000 more.
+    pub(crate) fn observed(rate: f64) -> Observed {
+        let times = || (1..=100_000).map(|milliseconds: u64| milliseconds * 1_000_000);
+        let observation = |at: u64| Observation {
+            counter: (at as f64 * rate) as u64 + 5000,
+            asked: at - 2000,
+            answered: at + 1000 + at % 7919,
+        };
+        let real_time = |tsc: u64| RealTime { tsc, nanos: tsc as i64, uncertainty: 50 };
+        Observed {
+            counters: BTreeMap::from([(7, times().map(observation).collect())]),
+            real_times: times().map(real_time).collect(),
+            found: 1,
+        }
+    }
+
+    #[test]
+    fn a_counter_of_the_same_rate_is_known_to_within_the_narrowest_answer() {
+        let observed = observed(1.0);
+        let relation = observed.relation(7, Kind::Pvh).expect("answers");
+        let truth = relation.true_time(50_000_405_000).expect("in range");
+        assert!(relation.is_constant() && truth.tolerance() < 2500, "{truth:?}");
+        assert!((truth.earliest..=truth.latest).contains(&50_000_400_000), "{truth:?}");
+    }
+
+    #[test]
+    fn a_counter_of_another_rate_is_known_from_the_answers_nearby() {
+        let observed = observed(1.000_04);
+        for kind in [Kind::Pv, Kind::Pvh] {
+            let relation = observed.relation(7, kind).expect("answers");
+            let at = 50_000_400_000_u64;
+            let truth = relation.true_time((at as f64 * 1.000_04) as u64 + 5000).expect("in range");
+            assert!(!relation.is_constant() && truth.tolerance() < 4000, "{truth:?}");
+            assert!((truth.earliest..=truth.latest).contains(&(at as i64)), "{truth:?}");
+        }
+    }
+
+    #[test]
+    fn nothing_is_known_of_a_clock_under_which_nobody_answered() {
+        assert!(observed(1.0).relation(8, Kind::Pv).is_err());
     }
 }

@@ -140,6 +140,8 @@ pub struct Verdict {
     pub bounds: (u64, u64),
     /// How well the truth was known: the median, and the worst, ns.
     pub tolerance: (i64, i64),
+    /// How far the counter's rate had to be taken to change, at most, ppm; 0 if it was the build machine's own.
+    pub slack_ppm: f64,
     /// What was wrong, for a person: the first few.
     pub faults: Vec<String>,
 }
@@ -169,7 +171,9 @@ impl Readings {
             }
             let is_new = relation.as_ref().is_none_or(|(marker, _)| *marker != record.marker);
             if is_new {
-                relation = Some((record.marker, self.observed.relation(record.marker, kind)?));
+                let related = self.observed.relation(record.marker, kind)?;
+                verdict.slack_ppm = verdict.slack_ppm.max(related.slack_ppm());
+                relation = Some((record.marker, related));
             }
             let (_, related) = relation.as_ref().expect("set above");
             let [first, end] = [record.first, record.last]
@@ -269,7 +273,8 @@ impl fmt::Display for Verdict {
         write!(
             f,
             "{} readings, {} records wrong, {} undecided, {} errors, {} revenants, {} backwards, {} changes; \
-             largest error {} ns, {:.0} % of its bound; bounds {} to {} ns; truth within {} ns, at worst {} ns",
+             largest error {} ns, {:.0} % of its bound; bounds {} to {} ns; truth within {} ns, at worst {} ns, \
+             at counter rates to {:.0} ppm",
             self.readings,
             self.wrong,
             self.undecided,
@@ -282,7 +287,75 @@ impl fmt::Display for Verdict {
             self.bounds.0,
             self.bounds.1,
             self.tolerance.0,
-            self.tolerance.1
+            self.tolerance.1,
+            self.slack_ppm
         )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::observer::tests::observed;
+
+    /// Ten readings within 9 ms from this time on, ns, each wrong by so much and with a bound of 10 µs, of a counter that
+    /// is 5000 ahead of the time.
+    fn record(at: u64, error: i64) -> Record {
+        let point = |time: u64| Point { counter: time + 5000, time: time.wrapping_add_signed(error), bound: 10_000 };
+        Record {
+            kind: RecordKind::Synchronized as u64,
+            count: 10,
+            marker: 7,
+            first: point(at),
+            last: point(at + 9_000_000),
+            line_nanos: 9_000_000,
+            lower_nanos: -10_000,
+            upper_nanos: 10_000,
+            overlap_nanos: -20_000,
+            ..Record::default()
+        }
+    }
+
+    fn judge(records: impl IntoIterator<Item = Record>) -> Verdict {
+        let readings = Readings { records: records.into_iter().collect(), observed: observed(1.0) };
+        readings.judge(Kind::Pvh).expect("enough to judge by")
+    }
+
+    #[test]
+    fn readings_inside_their_bounds_are_right() {
+        let verdict = judge((1..100).map(|n| record(n * 1_000_000_000, if n % 2 == 0 { 3000 } else { -3000 })));
+        verdict.check().expect("right");
+        assert_eq!((verdict.readings, verdict.wrong, verdict.undecided), (990, 0, 0));
+    }
+
+    #[test]
+    fn one_wrong_reading_among_right_ones_is_found() {
+        let mut records: Vec<Record> = (1..100).map(|n| record(n * 1_000_000_000, 0)).collect();
+        // One of the ten was 16 µs ahead: too late by more than its bound, though first and last are right.
+        records[50].lower_nanos = 6_000;
+        let verdict = judge(records);
+        assert_eq!((verdict.wrong, verdict.undecided), (1, 0));
+        assert!(verdict.check().is_err());
+    }
+
+    #[test]
+    fn a_reading_too_near_its_bound_for_the_truth_is_not_called_right() {
+        let verdict = judge([record(50_000_000_000, 9_500)]);
+        assert_eq!((verdict.wrong, verdict.undecided), (0, 1), "{verdict}");
+        assert!(verdict.check().is_err());
+    }
+
+    #[test]
+    fn a_clock_that_was_disrupted_may_not_be_read_again() {
+        let disrupted = Record { kind: RecordKind::Unreliable as u64, count: 3, marker: 8, ..Record::default() };
+        let verdict = judge([record(10_000_000_000, 0), disrupted, record(20_000_000_000, 0)]);
+        assert_eq!((verdict.errors, verdict.revenants), (3, 10));
+        assert!(verdict.check().is_err());
+    }
+
+    #[test]
+    fn time_that_runs_backwards_by_more_than_the_bounds_is_found() {
+        let backwards = Record { overlap_nanos: 1, ..record(20_000_000_000, 0) };
+        assert_eq!(judge([record(10_000_000_000, 0), backwards]).backwards, 1);
     }
 }
