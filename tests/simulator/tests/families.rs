@@ -66,8 +66,8 @@ families! {
     changing_polls: "changing-polls", 3.0, 20.0;
     lossy: "lossy-64s", 150.0, 450.0;
     congested_days: "congested-days-64s", 45.0, 20.0;
-    quantised: "quantised-16s", 600.0, 220.0;
-    noisy_server: "noisy-server-16s", 170.0, 2300.0;
+    quantised: "quantised-16s", 650.0, 1200.0;
+    noisy_server: "noisy-server-16s", 280.0, 7500.0;
     hpet_loaded: "hpet-loaded-16s", 16.0, 140.0;
     shaky_host: "shaky-host-16s", 12.0, 180.0;
 }
