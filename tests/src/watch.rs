@@ -1,5 +1,5 @@
 //! What two clocks of Dom0 are wrong by, again and again for hours: the shared clock and the system's. A probe stays in
-//! Dom0 and sleeps between the samples. One sample of one domain for a check is [`truth`]'s business.
+//! Dom0 and sleeps between the samples. One sample of one domain for a check is [`crate::truth`]'s business.
 
 use std::sync::atomic::{Ordering, fence};
 use std::time::{Duration, Instant};
