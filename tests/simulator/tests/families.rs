@@ -47,27 +47,27 @@ macro_rules! families {
 }
 
 families! {
-    lan: "lan-16s", 5.0, 20.0;
+    lan: "lan-16s", 3.0, 20.0;
     lan_cold: "lan-1s-cold", 1.5, 20.0;
-    hpet_sawtooth: "hpet-saw-16s", 4.5, 20.0;
-    loaded_host: "loaded-host-16s", 12.0, 80.0;
-    shift_up: "shift-up-16s", 4.5, 20.0;
-    shift_down: "shift-down-16s", 4.0, 20.0;
-    gap: "gap-16s", 15.0, 20.0;
-    server_fault: "server-fault-16s", 7.0, 20.0;
-    warm_room: "warm-room-64s", 20.0, 80.0;
-    wan: "wan-64s", 25.0, 20.0;
-    wan_asymmetric: "wan-asym-64s", 60.0, 20.0;
-    sparse: "sparse-1024s", 80.0, 250.0;
-    shift_one_sided: "shift-one-sided-16s", 6.0, 600.0;
-    shift_in_fault: "shift-in-fault-16s", 5.0, 20.0;
-    heated_by_load: "heated-by-load-16s", 160.0, 220.0;
-    poor_crystal: "poor-crystal-16s", 4.0, 20.0;
-    changing_polls: "changing-polls", 3.0, 20.0;
-    lossy: "lossy-64s", 150.0, 450.0;
-    congested_days: "congested-days-64s", 45.0, 20.0;
-    quantised: "quantised-16s", 650.0, 1200.0;
-    noisy_server: "noisy-server-16s", 280.0, 7500.0;
-    hpet_loaded: "hpet-loaded-16s", 16.0, 140.0;
-    shaky_host: "shaky-host-16s", 12.0, 180.0;
+    hpet_sawtooth: "hpet-saw-16s", 3.0, 20.0;
+    loaded_host: "loaded-host-16s", 9.0, 20.0;
+    shift_up: "shift-up-16s", 3.0, 20.0;
+    shift_down: "shift-down-16s", 3.5, 20.0;
+    gap: "gap-16s", 9.0, 20.0;
+    server_fault: "server-fault-16s", 4.5, 20.0;
+    warm_room: "warm-room-64s", 12.0, 20.0;
+    wan: "wan-64s", 23.0, 20.0;
+    wan_asymmetric: "wan-asym-64s", 65.0, 20.0;
+    sparse: "sparse-1024s", 80.0, 30.0;
+    shift_one_sided: "shift-one-sided-16s", 4.0, 20.0;
+    shift_in_fault: "shift-in-fault-16s", 3.5, 20.0;
+    heated_by_load: "heated-by-load-16s", 120.0, 80.0;
+    poor_crystal: "poor-crystal-16s", 3.5, 20.0;
+    changing_polls: "changing-polls", 2.5, 20.0;
+    lossy: "lossy-64s", 120.0, 20.0;
+    congested_days: "congested-days-64s", 40.0, 20.0;
+    quantised: "quantised-16s", 650.0, 1000.0;
+    noisy_server: "noisy-server-16s", 250.0, 6500.0;
+    hpet_loaded: "hpet-loaded-16s", 15.0, 40.0;
+    shaky_host: "shaky-host-16s", 10.0, 90.0;
 }
