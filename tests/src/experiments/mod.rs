@@ -64,6 +64,7 @@ pub fn run(name: Option<&str>, out: Option<&Path>, options: &Options) -> Result<
         let names: Vec<&str> = EXPERIMENTS.iter().map(|experiment| experiment.name).collect();
         format!("no experiment is called {name:?}; there are: {}", names.join(", "))
     })?;
+    ensure!(options.traces.is_empty() || name == "accuracy", "--traces is for the experiment `accuracy` only");
     let out = out.map_or_else(|| target_dir().join("experiments").join(name), Path::to_owned);
     // Before hours of work are lost.
     std::fs::create_dir_all(&out).with_context(|| format!("--out {}", out.display()))?;
