@@ -35,9 +35,12 @@ const RATE_SPAN: u64 = 10_000_000_000;
 const SILENT: Duration = Duration::from_millis(300);
 /// Between two searches of all memory.
 const SEARCH_PAUSE: Duration = Duration::from_millis(100);
-/// Between two bursts of questions, and how many questions are in one.
-const PAUSE: Duration = Duration::from_millis(2);
+/// Between two looks at the page. A reader in a busy guest may run for a millisecond in forty, and is asked only then.
+const PAUSE: Duration = Duration::from_micros(250);
+/// How many questions are asked at once.
 const BURST: usize = 4;
+/// Between two looks at the build machine's own clock, in counts: some 2 ms.
+const REAL_TIME_PAUSE: u64 = 5_000_000;
 /// How long an answer is waited for within a burst, in counts: some 50 µs.
 const PATIENCE: u64 = 150_000;
 /// How far to look around a counter value for answers that tell what the time was.
@@ -146,6 +149,8 @@ fn observe(memories: &[Memory], magic: [u64; 2], stop: &AtomicBool) -> Result<Ob
         observed.found += 1;
         question(page, magic, stop, &mut observed);
     }
+    // So that no reading is after the last of these.
+    thread::sleep(Duration::from_millis(10));
     observed.note_real_time();
     for observations in observed.counters.values_mut() {
         observations.sort_unstable_by_key(|observation| observation.counter);
@@ -248,6 +253,9 @@ impl Observed {
     }
 
     fn note_real_time(&mut self) {
+        if self.real_times.last().is_some_and(|real| tsc() - real.tsc < REAL_TIME_PAUSE) {
+            return;
+        }
         let bracket = || {
             let before = tsc();
             let now = clock_gettime(ClockId::CLOCK_REALTIME).expect("every Linux has it");
