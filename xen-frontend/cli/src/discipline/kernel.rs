@@ -77,11 +77,9 @@ fn try_look(clock: &RadClock, kernel: Kernel) -> Option<Look> {
         return None;
     }
     let page = clock.snapshot().ok();
-    let marker = |page: &xen_radclock::Page| page.abi.disruption_marker.get();
-    let disruption_marker = match (&reading, &page) {
-        (Ok(reading), _) => reading.sample.disruption_marker,
-        (Err(_), Some(page)) => marker(page),
-        (Err(_), None) => return None,
+    let disruption_marker = match &reading {
+        Ok(reading) => Some(reading.sample.disruption_marker),
+        Err(_) => page.as_ref().map(|page| page.abi.disruption_marker.get()),
     };
     let shared = match reading {
         // The kernel says it by repeating a second.
@@ -125,7 +123,7 @@ fn leap(indicator: u8, time: Timestamp) -> Leap {
 /// Carries out an adjustment. A step only if nothing disrupted the clock since it was worked out.
 pub fn apply(adjustment: &Adjustment, look: &Look, clock: &RadClock, pending: Leap) -> Result<(), KernelError> {
     if let Some(step) = adjustment.step
-        && !clock.sample().is_ok_and(|sample| sample.disruption_marker != look.disruption_marker)
+        && !clock.sample().is_ok_and(|sample| Some(sample.disruption_marker) != look.disruption_marker)
     {
         // Rounded down, with the rest in nanoseconds, as the kernel wants it.
         let nanos = step.floor_nanos();

@@ -109,8 +109,8 @@ pub struct Look {
     pub real: Timestamp,
     /// The clocks were read within this of the same instant, on either side.
     pub uncertainty: Span,
-    /// The shared clock's.
-    pub disruption_marker: u64,
+    /// The shared clock's, if its page could be read at all.
+    pub disruption_marker: Option<u64>,
     /// What the shared clock said, if it could be read.
     pub shared: Result<Shared, Unreadable>,
     /// What the kernel said just before.
@@ -257,11 +257,14 @@ impl Steering {
 
     /// What to do after this look; nothing during a leap second, which the kernel carries out by itself.
     pub fn look(&mut self, look: &Look) -> Result<Option<Adjustment>, Conflict> {
-        let disrupted = self.disruption_marker.is_some_and(|marker| marker != look.disruption_marker);
+        let markers = self.disruption_marker.zip(look.disruption_marker);
+        let disrupted = markers.is_some_and(|(before, now)| before != now);
         if let Some(applied) = self.applied {
-            check(&applied, look, disrupted)?;
+            // The kernel itself sets its clock when it resumes.
+            let by_itself = disrupted || look.disruption_marker.is_none();
+            check(&applied, look, by_itself)?;
         }
-        self.disruption_marker = Some(look.disruption_marker);
+        self.disruption_marker = look.disruption_marker.or(self.disruption_marker);
         if disrupted {
             self.readings.clear();
             if self.occasion == Occasion::None {
@@ -364,8 +367,8 @@ impl Steering {
     }
 }
 
-/// Whether the kernel's clock did what was set, and nothing else.
-fn check(applied: &Applied, look: &Look, disrupted: bool) -> Result<(), Conflict> {
+/// Whether the kernel's clock did what was set, and nothing else, unless the kernel may have set it by itself.
+fn check(applied: &Applied, look: &Look, by_itself: bool) -> Result<(), Conflict> {
     let kernel = &look.kernel;
     if kernel.loops {
         return Err(Conflict::Loop);
@@ -376,8 +379,7 @@ fn check(applied: &Applied, look: &Look, disrupted: bool) -> Result<(), Conflict
     if kernel.tick != applied.tick {
         return Err(Conflict::Tick { before: applied.tick, found: kernel.tick });
     }
-    if disrupted {
-        // The kernel itself sets its clock when it resumes.
+    if by_itself {
         return Ok(());
     }
     let raw = (look.raw - applied.raw) as f64 * 1e-9;
@@ -411,7 +413,7 @@ mod tests {
         /// How much faster than true time the raw clock runs, relative.
         raw_rate: f64,
         kernel: Kernel,
-        marker: u64,
+        marker: Option<u64>,
         shared: Result<Leap, Unreadable>,
         uncertainty: Span,
         noise: f64,
@@ -429,7 +431,7 @@ mod tests {
                 offset,
                 raw_rate,
                 kernel,
-                marker: 1,
+                marker: Some(1),
                 shared: Ok(Leap::None),
                 uncertainty: Span::from_nanos(500),
                 noise: 0.0,
@@ -537,7 +539,7 @@ mod tests {
                 prop_assert!(!stepped(guest.turn(&mut steering)) || step == Step::Always);
             }
             guest.shared = Err(Unreadable::Other);
-            guest.marker += 1;
+            guest.marker = Some(2);
             guest.offset += disruption;
             guest.pass(1.0);
             prop_assert!(!stepped(guest.turn(&mut steering)));
@@ -629,10 +631,27 @@ mod tests {
         guest.shared = Ok(Leap::None);
         guest.pass(1.0);
         guest.turn(&mut steering);
-        guest.marker = 2;
+        guest.marker = Some(2);
         guest.shared = Err(Unreadable::Other);
         guest.pass(1.0);
         assert_eq!(guest.turn(&mut steering).quality, Quality::Unknown);
+    }
+
+    #[test]
+    fn a_page_that_cannot_be_read_at_all_is_an_outage_and_may_hide_a_disruption() {
+        let mut guest = Guest::new(0.0, 0.0);
+        let mut steering = started(&guest, Step::Disruption);
+        guest.turn(&mut steering);
+        guest.pass(1.0);
+        (guest.shared, guest.marker) = (Err(Unreadable::Other), None);
+        assert_eq!(guest.turn(&mut steering).state, State::Holding);
+        // The guest moves meanwhile.
+        guest.offset = 5.0;
+        guest.pass(1.0);
+        assert_eq!(guest.turn(&mut steering).state, State::Holding);
+        (guest.shared, guest.marker) = (Ok(Leap::None), Some(2));
+        guest.pass(1.0);
+        assert!(guest.turn(&mut steering).step.is_some());
     }
 
     #[test]
