@@ -271,7 +271,7 @@ impl Timeline {
         Ok(())
     }
 
-    /// Drops pairs that are off by themselves: on a busy build machine one was, by hundreds of microseconds.
+    /// Drops pairs that are off by themselves, as a busy build machine may give.
     fn drop_disturbed(&mut self) {
         const LIMIT: f64 = 20e3;
         let (Some(first), Some(last)) = (self.0.first().copied(), self.0.last().copied()) else { return };
@@ -456,11 +456,15 @@ fn error_over_time(points: &[(Subject, Vec<Point>)], around: f64) -> Plot {
 }
 
 fn error_after_arrival(points: &[(Subject, Vec<Point>)]) -> Plot {
-    let select = |point: &Point| Some((point.at, point.reading.map_or(f64::NAN, |(error, _)| error.abs() / 1e3)));
+    let select = |point: &Point| {
+        let error = point.reading.map_or(f64::NAN, |(error, _)| error.abs() / 1e3);
+        // The first reading is at zero, which a logarithmic axis does not have.
+        (point.at >= 0.0).then_some((point.at.max(0.01), error))
+    };
     Plot {
         title: "How wrong a guest's time is after a live migration".to_owned(),
         x: Axis::new("true time since the arrival on the new host, s", Scale::Log),
-        y: Axis::new("absolute error, µs", Scale::Log),
+        y: Axis::new("absolute error, µs", Scale::Log).within(1.0, 1e5),
         series: series(points, select),
     }
 }
