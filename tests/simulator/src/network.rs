@@ -32,18 +32,18 @@ pub struct Direction {
 pub struct Shift {
     /// When, s.
     pub at: f64,
-    /// What is added to both directions, s.
+    /// What is added on the way there, s.
     pub there: f64,
-    /// On the way back, s.
+    /// What is added on the way back, s.
     pub back: f64,
 }
 
 /// How many exchanges are lost.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Loss {
-    /// The share at the best and at the worst times.
+    /// The share at the best times.
     pub low: f64,
-    /// The same at the worst times.
+    /// The share at the worst times.
     pub high: f64,
     /// From the best times to the next best, s. 0 if there is no difference.
     pub period: f64,
