@@ -6,7 +6,8 @@ use anyhow::{Context, Result, ensure};
 
 use crate::guest::{Guest, Kind};
 use crate::host::Host;
-use crate::{Lab, demo, truth};
+use crate::scenarios::footprint::Footprint;
+use crate::{Lab, demo, truth, wait};
 
 /// `kill -9`: guests go on by what they have, with a bound that grows and holds, and need nobody to reconnect.
 pub fn guests_run_free_when_radclockd_is_killed_and_reconnect_when_it_is_back(lab: &Lab) -> Result<()> {
@@ -77,4 +78,29 @@ pub fn guests_that_were_there_first_get_the_clock_and_lose_it_with_a_clean_stop(
         ensure!(after == before, "the stopped daemon leaves\n{after}\nwhere there was\n{before}");
     }
     Ok(())
+}
+
+/// A xenstored that falls silent takes neither the guests' clock nor, each time, something of the daemon's.
+pub fn a_silent_xenstored_costs_the_daemon_nothing(lab: &Lab) -> Result<()> {
+    let host = lab.boot()?;
+    host.start_radclockd()?;
+    let before = Footprint::after_a_first_guest(&host)?;
+    let guest = host.create("pvh", Kind::Pvh)?;
+    guest.await_synchronized()?;
+    for times in 1..=3 {
+        host.run("kill -STOP $(pidof xenstored)")?;
+        await_logged(&host, "lost XenStore", times)?;
+        host.run("kill -CONT $(pidof xenstored)")?;
+        await_logged(&host, "reached XenStore again", times)?;
+        guest.await_synchronized()?;
+    }
+    guest.destroy()?;
+    before.await_again(&host)
+}
+
+/// Waits until the daemon has said something so many times.
+fn await_logged(host: &Host, text: &str, times: usize) -> Result<()> {
+    wait::until(text, Duration::from_secs(60), || {
+        Ok((host.radclockd_log()?.matches(text).count() >= times).then_some(()))
+    })
 }
