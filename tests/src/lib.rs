@@ -1,8 +1,9 @@
 //! The lab: real Xen hosts in QEMU on any x86 machine, from a fresh Debian 12 with Rust, as root.
 //!
 //! [`artefacts`] (kernel, hypervisor, Dom0's root; cached) and [`payload`] (what this project builds; new in each run)
-//! → [`host`] (boots Xen with Dom0, runs commands there) → [`guest`] (guests, and commands in them) → [`truth`] (what a
-//! clock's error really is) and [`divergence`] (how far guests are from Dom0) → [`demo`], [`scenarios`] and [`figures`].
+//! → [`host`] (boots Xen with Dom0, one host or a pair, and runs commands there) → [`guest`] (guests, commands in them, their
+//! migration) → [`truth`] (what a clock's error really is), [`observer`] and [`readings`] (the same of each reading of a
+//! process, wherever its guest goes), [`divergence`] (how far guests are from Dom0) → [`demo`], [`scenarios`] and [`figures`].
 //! [`experiments`] end in a [`report`] with plots ([`plot`]); not all of them need a host.
 //!
 //! It holds no test of a single crate; those sit with what they test. Nothing here runs outside the lab.
