@@ -145,8 +145,6 @@ pub struct Verdict {
     pub bounds: (u64, u64),
     /// How well the truth was known: the median, and the worst, ns.
     pub tolerance: (i64, i64),
-    /// How far the counter's rate had to be taken to change, at most, ppm; 0 if it was the build machine's own.
-    pub slack_ppm: f64,
     /// What was wrong, for a person: the first few.
     pub faults: Vec<String>,
 }
@@ -177,7 +175,6 @@ impl Readings {
             let is_new = relation.as_ref().is_none_or(|(marker, _)| *marker != record.marker);
             if is_new {
                 let related = self.observed.relation(record.marker, kind)?;
-                verdict.slack_ppm = verdict.slack_ppm.max(related.slack_ppm());
                 relation = Some((record.marker, related));
             }
             let (_, related) = relation.as_ref().expect("set above");
@@ -279,8 +276,7 @@ impl fmt::Display for Verdict {
         write!(
             f,
             "{} readings in {} records, {} wrong, {} undecided, {} errors, {} revenants, {} backwards, {} changes; \
-             largest error {} ns, {:.0} % of its bound; bounds {} to {} ns; truth within {} ns, at worst {} ns, \
-             at counter rates to {:.0} ppm",
+             largest error {} ns, {:.0} % of its bound; bounds {} to {} ns; truth within {} ns, at worst {} ns",
             self.readings,
             self.records,
             self.wrong,
@@ -294,8 +290,7 @@ impl fmt::Display for Verdict {
             self.bounds.0,
             self.bounds.1,
             self.tolerance.0,
-            self.tolerance.1,
-            self.slack_ppm
+            self.tolerance.1
         )
     }
 }
