@@ -82,40 +82,42 @@ impl RunDir {
     }
 }
 
-/// A page in a file, mapped. One that was made and never written is removed again.
+/// A page in a file, mapped. A new one gets its name when it is first written: nobody finds a page without content, and one
+/// that is never written leaves nothing behind.
 #[derive(Debug)]
 pub struct PageFile {
     map: MmapRaw,
     path: PathBuf,
-    /// It was made, and nothing was written to it yet.
-    is_unwritten: AtomicBool,
+    /// Its file still has the name of [`unnamed`].
+    is_unnamed: AtomicBool,
 }
 
 impl Drop for PageFile {
     fn drop(&mut self) {
-        if *self.is_unwritten.get_mut()
-            && let Err(error) = std::fs::remove_file(&self.path)
+        let new = unnamed(&self.path);
+        if *self.is_unnamed.get_mut()
+            && let Err(error) = std::fs::remove_file(&new)
         {
-            tracing::debug!("{}: {error}", self.path.display());
+            tracing::debug!("{}: {error}", new.display());
         }
     }
 }
 
 impl PageFile {
     fn open(path: &Path) -> io::Result<PageFile> {
-        let (file, is_unwritten) = match open_left(path) {
+        let (file, is_unnamed) = match open_left(path) {
             Ok(file) => (file, false),
             Err(error) => {
                 if error.kind() != io::ErrorKind::NotFound {
                     tracing::warn!("{}: {error}: making it anew", path.display());
                 }
-                (create(path)?, true)
+                (create(&unnamed(path))?, true)
             }
         };
         Ok(PageFile {
             map: MmapOptions::new().len(PAGE_SIZE).map_raw(&file)?,
             path: path.to_owned(),
-            is_unwritten: is_unwritten.into(),
+            is_unnamed: is_unnamed.into(),
         })
     }
 
@@ -128,7 +130,11 @@ impl PageFile {
     /// Writes the page.
     pub fn write(&self, page: &Page) {
         self.shared().write(page);
-        self.is_unwritten.store(false, Ordering::Relaxed);
+        if self.is_unnamed.swap(false, Ordering::Relaxed)
+            && let Err(error) = std::fs::rename(unnamed(&self.path), &self.path)
+        {
+            tracing::error!("{}: {error}: programs cannot find the clock", self.path.display());
+        }
     }
 
     /// What stands in the page, if a daemon before left a time there that can still be read: the same host, not
@@ -157,17 +163,20 @@ fn open_left(path: &Path) -> io::Result<File> {
     }
 }
 
-/// A page of zeroes, in place in one step: nobody maps half a file.
+/// Where a page is until its first content.
+fn unnamed(path: &Path) -> PathBuf {
+    path.with_extension("new")
+}
+
+/// A page of zeroes.
 fn create(path: &Path) -> io::Result<File> {
-    let new = path.with_extension("new");
-    match std::fs::remove_file(&new) {
+    match std::fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
     }
-    let file = OpenOptions::new().read(true).write(true).create_new(true).mode(0o644).open(&new)?;
+    let file = OpenOptions::new().read(true).write(true).create_new(true).mode(0o644).open(path)?;
     file.set_permissions(Permissions::from_mode(0o644))?;
     file.set_len(PAGE_SIZE as u64)?;
-    std::fs::rename(&new, path)?;
     Ok(file)
 }
 
@@ -234,8 +243,10 @@ mod tests {
     fn a_page_that_was_never_written_is_not_left_behind() {
         let dir = tempfile::tempdir().unwrap();
         let run = RunDir::open(dir.path()).unwrap();
-        drop(run.page("vmclock0").unwrap());
+        let page = run.page("vmclock0").unwrap();
         assert!(!dir.path().join("vmclock0").exists());
+        drop(page);
+        assert!(!unnamed(&dir.path().join("vmclock0")).exists());
     }
 
     #[test]

@@ -225,7 +225,8 @@ impl Radclockd {
 
     /// Its page, as any program opens it.
     pub fn clock(&self) -> RadClock {
-        RadClock::open_path(self.run_dir().join("vmclock0")).expect("the page")
+        let path = self.run_dir().join("vmclock0");
+        wait_for("the page", Duration::from_secs(5), || RadClock::open_path(&path).ok())
     }
 
     pub fn connect(&self, request: &Request) -> BufReader<UnixStream> {
