@@ -17,11 +17,11 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow};
 use lab_agent::{Beacon, tsc};
-use nix::time::{ClockId, clock_gettime};
 
 use crate::guest::Kind;
 use crate::host::Host;
-use crate::truth::{Memory, REORDERING};
+use crate::probe::{Memory, REORDERING};
+use crate::timeline::Timeline;
 
 /// How far the rate of a guest's counter may be from what it is on the whole, at least. Xen's system time, which the emulated
 /// TSC of a PV guest follows, changes its rate each second: by up to 100 ppm on a quiet build machine, and by a hundred
@@ -42,8 +42,10 @@ const SEARCH_PAUSE: Duration = Duration::from_millis(100);
 const PAUSE: Duration = Duration::from_micros(250);
 /// How many questions are asked at once.
 const BURST: usize = 4;
-/// Between two looks at the build machine's own clock, in counts: some 2 ms.
-const REAL_TIME_PAUSE: u64 = 5_000_000;
+/// Between two marks of the build machine's time, in counts: some 2 ms.
+const MARK_PAUSE: u64 = 5_000_000;
+/// Each is the narrowest of so many brackets.
+const MARK: usize = 5;
 /// How long an answer is waited for within a burst, in counts: some 50 µs.
 const PATIENCE: u64 = 150_000;
 /// How far to look around a counter value for answers that tell what the time was.
@@ -57,14 +59,6 @@ struct Observation {
     answered: u64,
 }
 
-/// The build machine's `CLOCK_REALTIME`, which its NTP server serves, at a value of its TSC.
-#[derive(Clone, Copy, Debug)]
-struct RealTime {
-    tsc: u64,
-    nanos: i64,
-    uncertainty: u64,
-}
-
 /// An observer at work.
 pub struct Observer {
     stop: Arc<AtomicBool>,
@@ -75,7 +69,7 @@ pub struct Observer {
 pub struct Observed {
     /// By disruption marker, in the order of the counter.
     counters: BTreeMap<u64, Vec<Observation>>,
-    real_times: Vec<RealTime>,
+    timeline: Timeline,
     /// How often the page was found anew.
     pub found: usize,
 }
@@ -146,7 +140,7 @@ impl Candidate {
 }
 
 fn observe(memories: &[Memory], magic: [u64; 2], stop: &AtomicBool) -> Result<Observed> {
-    let mut observed = Observed { counters: BTreeMap::new(), real_times: Vec::new(), found: 0 };
+    let mut observed = Observed { counters: BTreeMap::new(), timeline: Timeline::default(), found: 0 };
     while !stop.load(Ordering::Relaxed) {
         let Some(page) = find(memories, magic, stop, &mut observed)? else { break };
         observed.found += 1;
@@ -154,7 +148,7 @@ fn observe(memories: &[Memory], magic: [u64; 2], stop: &AtomicBool) -> Result<Ob
     }
     // So that no reading is after the last of these.
     thread::sleep(Duration::from_millis(10));
-    observed.note_real_time();
+    observed.mark_time();
     for observations in observed.counters.values_mut() {
         observations.sort_unstable_by_key(|observation| observation.counter);
     }
@@ -202,11 +196,11 @@ fn watch(
     let mut candidates: Vec<Candidate> = Vec::new();
     while !over() {
         for (index, offset) in copies.try_iter() {
-            let mut candidate = Candidate { map: memories[index].exchange(offset)?, beat: 0 };
+            let mut candidate = Candidate { map: memories[index].page(offset)?, beat: 0 };
             candidate.beats(magic);
             candidates.push(candidate);
         }
-        observed.note_real_time();
+        observed.mark_time();
         thread::sleep(Duration::from_millis(1));
         if let Some(beating) = candidates.iter_mut().position(|candidate| candidate.beats(magic)) {
             return Ok(Some(candidates.swap_remove(beating)));
@@ -221,7 +215,7 @@ fn question(mut page: Candidate, magic: [u64; 2], stop: &AtomicBool, observed: &
     let mut alive = Instant::now();
     let mut asked = 0;
     while !stop.load(Ordering::Relaxed) && alive.elapsed() < SILENT {
-        observed.note_real_time();
+        observed.mark_time();
         thread::sleep(PAUSE);
         if !page.beats(magic) {
             continue;
@@ -255,29 +249,11 @@ impl Observed {
         *asked = 0;
     }
 
-    fn note_real_time(&mut self) {
-        if self.real_times.last().is_some_and(|real| tsc() - real.tsc < REAL_TIME_PAUSE) {
+    fn mark_time(&mut self) {
+        if self.timeline.last().is_some_and(|last| tsc() - last < MARK_PAUSE) {
             return;
         }
-        let bracket = || {
-            let before = tsc();
-            let now = clock_gettime(ClockId::CLOCK_REALTIME).expect("every Linux has it");
-            let uncertainty = tsc() - before;
-            let nanos = now.tv_sec() * 1_000_000_000 + now.tv_nsec();
-            RealTime { tsc: before + uncertainty / 2, nanos, uncertainty }
-        };
-        let narrowest = (0..5).map(|_| bracket()).min_by_key(|real| real.uncertainty).expect("some");
-        self.real_times.push(narrowest);
-    }
-
-    /// The true time at a value of the build machine's TSC, ns since 1970, and how far off it may be.
-    fn real_time(&self, tsc: u64) -> Option<(i64, i64)> {
-        let next = self.real_times.partition_point(|real| real.tsc < tsc).clamp(1, self.real_times.len().max(2) - 1);
-        let [before, after] = self.real_times.get(next - 1..=next)? else { return None };
-        let rate = (after.nanos - before.nanos) as f64 / (after.tsc - before.tsc) as f64;
-        let since = tsc.wrapping_sub(before.tsc).cast_signed() as f64 * rate;
-        let uncertainty = before.uncertainty.max(after.uncertainty) as f64 * rate;
-        Some((before.nanos + since.round() as i64, uncertainty.ceil() as i64))
+        self.timeline.mark(MARK);
     }
 
     /// How many answers there were.
@@ -339,11 +315,20 @@ impl Relation<'_> {
 
     /// The true time at which the counter had this value.
     pub fn true_time(&self, counter: u64) -> Result<Interval> {
-        let (earliest, latest) = match self.constant {
+        self.real(match self.constant {
             Some((least, most)) => (counter.wrapping_add_signed(least), counter.wrapping_add_signed(most)),
             None => self.between_neighbours(counter),
-        };
-        let real = |tsc| self.observed.real_time(tsc).context("the observer saw no time");
+        })
+    }
+
+    /// The same, without any assumption of the counter's rate: only that it never runs backwards.
+    pub fn true_time_by_order(&self, counter: u64) -> Result<Interval> {
+        let at = self.observations.partition_point(|observation| observation.counter < counter);
+        self.real(self.by_order(at))
+    }
+
+    fn real(&self, (earliest, latest): (u64, u64)) -> Result<Interval> {
+        let real = |tsc| self.observed.timeline.at(tsc).context("the observer saw no time");
         let ((earliest, before), (latest, after)) = (real(earliest)?, real(latest)?);
         Ok(Interval { earliest: earliest - before, latest: latest + after })
     }
@@ -360,12 +345,18 @@ impl Relation<'_> {
             }
             slack *= 2.0;
         }
-        // The counter never runs backwards.
-        let before = self.observations[..at]
-            .last()
-            .map_or(near[0].asked.saturating_sub(UNKNOWN), |before| before.asked - REORDERING);
-        let after = self.observations.get(at).map_or(near[near.len() - 1].answered + UNKNOWN, |after| after.answered);
-        (before, after)
+        self.by_order(at)
+    }
+
+    /// Between the answers before and after this place.
+    fn by_order(&self, at: usize) -> (u64, u64) {
+        let (before, after) = self.observations.split_at(at);
+        let earliest = before.last().map(|before| before.asked - REORDERING);
+        let latest = after.first().map(|after| after.answered);
+        (
+            earliest.or(latest.map(|latest| latest.saturating_sub(UNKNOWN))).unwrap_or(0),
+            latest.or(earliest.map(|earliest| earliest + UNKNOWN)).unwrap_or(UNKNOWN),
+        )
     }
 
     /// What these answers allow if the counter's rate is within `slack` of what it is on the whole.
@@ -386,6 +377,7 @@ impl Relation<'_> {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
+    use crate::timeline::Mark;
 
     /// A build machine whose TSC counts nanoseconds since 1970, asked each millisecond for 100 s; the counter is `rate` times
     /// that, and 5000 more.
@@ -396,10 +388,9 @@ pub(crate) mod tests {
             asked: at - 2000,
             answered: at + 1000 + at % 7919,
         };
-        let real_time = |tsc: u64| RealTime { tsc, nanos: tsc as i64, uncertainty: 50 };
         Observed {
             counters: BTreeMap::from([(7, times().map(observation).collect())]),
-            real_times: times().map(real_time).collect(),
+            timeline: times().map(|tsc| Mark::exact(tsc, tsc as i64)).collect(),
             found: 1,
         }
     }

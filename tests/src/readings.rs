@@ -12,7 +12,7 @@ use crate::command;
 use crate::guest::{Guest, Kind};
 use crate::host::{COMMAND_LIMIT, Host};
 use crate::observer::{Interval, Observed, Observer, Relation};
-use crate::{truth, wait};
+use crate::{probe, wait};
 
 const LOG: &str = "/run/readings";
 /// The log comes over the guest's console.
@@ -39,7 +39,7 @@ pub struct Readings {
 impl Reader {
     /// Starts it. `hosts` are those that the guest may come to.
     pub fn start(guest: &Guest, hosts: &[&Host]) -> Result<Reader> {
-        let magic = truth::random_magic()?;
+        let magic = probe::random_magic()?;
         let observer = Observer::start(hosts, magic)?;
         let reader = format!("lab-reader {:016x}{:016x} {LOG}", magic[1], magic[0]);
         guest.run(&format!("{reader} > {LOG}.error 2>&1 & echo $! > {LOG}.pid"))?;
@@ -75,9 +75,16 @@ pub struct Judged {
     pub point: Point,
     /// The true time.
     pub truth: Interval,
+    /// The true time, without any assumption of the counter's rate.
+    pub by_order: Interval,
 }
 
 impl Judged {
+    fn new(point: Point, relation: &Relation) -> Result<Judged> {
+        let (truth, by_order) = (relation.true_time(point.counter)?, relation.true_time_by_order(point.counter)?);
+        Ok(Judged { point, truth, by_order })
+    }
+
     /// Reading less true time, ns.
     pub fn error(&self) -> i64 {
         self.point.time as i64 - (self.truth.earliest + self.truth.latest) / 2
@@ -137,7 +144,7 @@ pub struct Verdict {
     pub largest_step_back: i64,
     /// From one clock to the next.
     pub changes: Vec<Change>,
-    /// The largest error of the readings that were judged one by one, ns.
+    /// The largest error of the readings that were judged one by one, where it could be told whether they are right, ns.
     pub largest_error: i64,
     /// Of the same, the largest error as a part of its bound.
     pub largest_part: f64,
@@ -178,9 +185,7 @@ impl Readings {
                 relation = Some((record.marker, related));
             }
             let (_, related) = relation.as_ref().expect("set above");
-            let [first, end] = [record.first, record.last]
-                .map(|point| related.true_time(point.counter).map(|truth| Judged { point, truth }));
-            let (first, end) = (first?, end?);
+            let (first, end) = (Judged::new(record.first, related)?, Judged::new(record.last, related)?);
             verdict.add(record, &first, &end);
             tolerances.extend([first.truth.tolerance(), end.truth.tolerance()]);
             if let Some(last) = last
@@ -222,12 +227,18 @@ impl Verdict {
         let mut certainly_right = true;
         for (judged, line) in [(first, 0), (last, record.line_nanos)] {
             let line = first.point.time as i64 + line;
-            let (earliest, latest) = (judged.truth.earliest - line, judged.truth.latest - line);
-            certainly_wrong |= latest < record.lower_nanos - BEND || earliest > record.upper_nanos + BEND;
-            certainly_right &= earliest >= record.lower_nanos && latest <= record.upper_nanos;
-            self.largest_error = self.largest_error.max(judged.error().abs());
-            self.largest_part = self.largest_part.max(judged.error().abs() as f64 / judged.point.bound as f64);
+            let Judged { truth, by_order, .. } = judged;
+            certainly_wrong |= by_order.latest - line < record.lower_nanos - BEND
+                || by_order.earliest - line > record.upper_nanos + BEND;
+            certainly_right &= truth.earliest - line >= record.lower_nanos && truth.latest - line <= record.upper_nanos;
             self.bounds = (self.bounds.0.min(judged.point.bound), self.bounds.1.max(judged.point.bound));
+        }
+        if certainly_wrong || certainly_right {
+            for judged in [first, last] {
+                let error = judged.error().abs();
+                self.largest_error = self.largest_error.max(error);
+                self.largest_part = self.largest_part.max(error as f64 / judged.point.bound as f64);
+            }
         }
         if certainly_wrong {
             self.wrong += 1;

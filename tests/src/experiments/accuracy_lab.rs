@@ -74,7 +74,7 @@ fn start_chronyd(host: &Host) -> Result<()> {
 /// Samples of both clocks with their times since the beginning, s.
 fn watch(host: &Host, duration: Duration) -> Result<Vec<(f64, Sample)>> {
     let step = Step::begin("Watching both clocks");
-    let watch = Watch::start(host)?;
+    let mut watch = Watch::start(host)?;
     let start = Instant::now();
     let mut samples = Vec::new();
     while start.elapsed() < duration {

@@ -10,8 +10,6 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use lab_agent::samples::Sample;
-use lab_agent::tsc;
-use nix::time::{ClockId, clock_gettime};
 use serde::Serialize;
 
 use super::Options;
@@ -22,6 +20,7 @@ use crate::payload::Parts;
 use crate::plot::{Axis, Mark, Plot, Scale, Series};
 use crate::progress::Step;
 use crate::report::{Report, Table};
+use crate::timeline::Timeline;
 use crate::{Lab, truth, wait};
 
 /// Between two readings of a guest, ms.
@@ -31,6 +30,8 @@ const WARM_UP: Duration = Duration::from_secs(90);
 /// Errors below these are asked for, ns.
 const SETTLED: [(&str, f64); 3] = [("100 µs", 1e5), ("1 ms", 1e6), ("10 ms", 1e7)];
 const LIMIT: Duration = Duration::from_secs(120);
+/// A mark of the build machine's time is the narrowest of so many brackets.
+const MARK: usize = 200;
 
 /// Whose time is looked at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -148,7 +149,7 @@ pub fn run(options: &Options) -> Result<Report> {
         let guest = start_guest(&pair.first, subject, number)?;
         runs.push(Run { subject, guest, offsets: vec![] });
     }
-    timeline.pass("Letting the time daemons find the time", WARM_UP)?;
+    pass(&mut timeline, "Letting the time daemons find the time", WARM_UP)?;
     for run in &mut runs {
         run.measure_offset()?;
         run.guest.run(&format!(
@@ -156,20 +157,20 @@ pub fn run(options: &Options) -> Result<Report> {
             run.subject.clock()
         ))?;
     }
-    timeline.pass("Recording before the migration", Duration::from_secs(before))?;
+    pass(&mut timeline, "Recording before the migration", Duration::from_secs(before))?;
     for run in &mut runs {
         let step = Step::begin(format!("Migrating the guest of {}", run.subject.name()));
-        timeline.mark();
+        timeline.mark(MARK);
         run.guest.migrate(&pair.second)?;
-        timeline.mark();
+        timeline.mark(MARK);
         step.done();
     }
-    timeline.pass("Recording after the migration", Duration::from_secs(after))?;
+    pass(&mut timeline, "Recording after the migration", Duration::from_secs(after))?;
     let mut records = Vec::new();
     for (number, run) in runs.iter_mut().enumerate() {
         records.push(run.fetch(number)?);
         run.measure_offset()?;
-        timeline.mark();
+        timeline.mark(MARK);
     }
     timeline.drop_disturbed();
     let points =
@@ -240,68 +241,18 @@ impl Run<'_> {
     }
 }
 
-/// The build machine's time by its TSC, with a pair a second or so.
-#[derive(Default)]
-struct Timeline(Vec<(u64, u64)>);
-
-impl Timeline {
-    /// Takes down a pair: the narrowest of many.
-    fn mark(&mut self) {
-        let bracket = |_| {
-            let before = tsc();
-            let time = clock_gettime(ClockId::CLOCK_REALTIME).expect("every Linux has it");
-            let width = tsc() - before;
-            (width, before + width / 2, time.tv_sec() as u64 * 1_000_000_000 + time.tv_nsec() as u64)
-        };
-        let (_, tsc, nanos) = (0..200).map(bracket).min().expect("some");
-        self.0.push((tsc, nanos));
+/// Lets time pass, and marks it.
+fn pass(timeline: &mut Timeline, what: &str, duration: Duration) -> Result<()> {
+    let step = Step::begin(what);
+    let start = Instant::now();
+    while start.elapsed() < duration {
+        wait::check()?;
+        timeline.mark(MARK);
+        step.detail(&format!("{} of {} s", start.elapsed().as_secs(), duration.as_secs()));
+        thread::sleep(Duration::from_secs(1));
     }
-
-    /// Lets time pass.
-    fn pass(&mut self, what: &str, duration: Duration) -> Result<()> {
-        let step = Step::begin(what);
-        let start = Instant::now();
-        while start.elapsed() < duration {
-            wait::check()?;
-            self.mark();
-            step.detail(&format!("{} of {} s", start.elapsed().as_secs(), duration.as_secs()));
-            thread::sleep(Duration::from_secs(1));
-        }
-        step.done();
-        Ok(())
-    }
-
-    /// Drops pairs that are off by themselves, as a busy build machine may give.
-    fn drop_disturbed(&mut self) {
-        const LIMIT: f64 = 20e3;
-        let (Some(first), Some(last)) = (self.0.first().copied(), self.0.last().copied()) else { return };
-        let rate = (last.1 - first.1) as f64 / (last.0 - first.0) as f64;
-        let off = |pair: &(u64, u64)| (pair.1 - first.1) as f64 - (pair.0 - first.0) as f64 * rate;
-        let offs: Vec<f64> = self.0.iter().map(off).collect();
-        let mut at = 0usize;
-        self.0.retain(|_| {
-            let mut around = offs[at.saturating_sub(2)..(at + 3).min(offs.len())].to_vec();
-            around.sort_by(f64::total_cmp);
-            at += 1;
-            (offs[at - 1] - around[around.len() / 2]).abs() <= LIMIT
-        });
-    }
-
-    /// The time at a value of the TSC, ns since 1970, and the rate there, ns a count. Beyond the ends, by the nearest two
-    /// pairs.
-    fn time(&self, tsc: f64) -> (f64, f64) {
-        let pairs = &self.0;
-        let after = pairs.partition_point(|(pair, _)| (*pair as f64) < tsc).clamp(1, pairs.len() - 1);
-        let ((tsc0, nanos0), (tsc1, nanos1)) = (pairs[after - 1], pairs[after]);
-        let rate = (nanos1 - nanos0) as f64 / (tsc1 - tsc0) as f64;
-        // Relative to the first pair: a double does not hold nanoseconds since 1970.
-        ((nanos0 - pairs[0].1) as f64 + (tsc - tsc0 as f64) * rate, rate)
-    }
-
-    /// What times are relative to, ns since 1970.
-    fn origin(&self) -> u64 {
-        self.0[0].1
-    }
+    step.done();
+    Ok(())
 }
 
 fn evaluate(records: &[Sample], offsets: &[Offset], timeline: &Timeline) -> Result<Vec<Point>> {
@@ -309,22 +260,22 @@ fn evaluate(records: &[Sample], offsets: &[Offset], timeline: &Timeline) -> Resu
     let first_marker = records.first().context("nothing was recorded")?.disruption_marker;
     let moved = |record: &Sample| record.disruption_marker != first_marker;
     ensure!(records.iter().any(moved), "the guest did not notice that it was migrated");
+    let rate = timeline.nanos_per_count().context("the time was not marked")?;
     let place = |record: &Sample| {
         let offset = if moved(record) { new } else { old };
-        let (time, rate) = timeline.time(record.tsc.wrapping_add_signed(-offset.counts) as f64);
-        (time, (offset.room as f64 / 2.0 + record.half_width as f64) * rate)
+        let (time, uncertainty) =
+            timeline.at(record.tsc.wrapping_add_signed(-offset.counts)).context("the time was not marked")?;
+        anyhow::Ok((time, (offset.room as f64 / 2.0 + record.half_width as f64) * rate + uncertainty as f64))
     };
-    let arrived = records.iter().find(|record| moved(record)).map(|record| place(record).0).context("no arrival")?;
-    let origin = timeline.origin();
-    Ok(records
-        .iter()
-        .map(|record| {
-            let (time, uncertainty) = place(record);
-            let error = |read: u64| read.wrapping_sub(origin).cast_signed() as f64 - time;
-            let reading = record.reading.map(|(read, bound)| (error(read), bound as f64));
-            Point { at: (time - arrived) * 1e-9, reading, uncertainty }
-        })
-        .collect())
+    let arrival = records.iter().find(|record| moved(record)).context("no arrival")?;
+    let (arrived, _) = place(arrival)?;
+    let point = |record: &Sample| {
+        let (time, uncertainty) = place(record)?;
+        let error = |read: u64| read.wrapping_sub(time as u64).cast_signed() as f64;
+        let reading = record.reading.map(|(read, bound)| (error(read), bound as f64));
+        Ok(Point { at: (time - arrived) as f64 * 1e-9, reading, uncertainty })
+    };
+    records.iter().map(point).collect()
 }
 
 fn figures(points: &[Point]) -> Figures {
@@ -472,6 +423,7 @@ fn error_after_arrival(points: &[(Subject, Vec<Point>)]) -> Plot {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::timeline::Mark;
 
     /// A clock that is wrong by `error` (of the time since arrival, s), read once a second from 10 s before to 100 s after.
     fn points(error: impl Fn(f64) -> Option<f64>) -> Vec<Point> {
@@ -510,8 +462,8 @@ mod tests {
     #[test]
     fn errors_are_found_whatever_the_tsc_is_on_either_host() {
         // A build machine with 2 counts a nanosecond.
-        let timeline =
-            Timeline((0..100).map(|second| (second * 2_000_000_000, 5_000_000_000 + second * 1_000_000_000)).collect());
+        let mark = |second: u64| Mark::exact(second * 2_000_000_000, 5_000_000_000 + second as i64 * 1_000_000_000);
+        let timeline = Timeline::from_iter((0..100).map(mark));
         let offsets = [Offset { counts: 7_000, room: 200 }, Offset { counts: -900_000_000_000, room: 200 }];
         let record = |second: u64, marker: u64, error: i64| Sample {
             tsc: (second * 2_000_000_000).wrapping_add_signed(offsets[marker as usize].counts),
@@ -525,17 +477,5 @@ mod tests {
         assert_eq!(errors, [40.0, -30.0, 500.0, -2.0]);
         assert_eq!(points.iter().map(|point| point.at).collect::<Vec<_>>(), [-20.0, -10.0, 0.0, 1.0]);
         assert!(points.iter().all(|point| point.uncertainty == 50.0));
-    }
-
-    #[test]
-    fn a_pair_that_is_off_by_itself_is_dropped_and_a_step_is_kept() {
-        let nanos = |second: u64| {
-            let off = if second >= 50 { 900_000 } else { 0 } + if second == 20 { 400_000 } else { 0 };
-            second * 1_000_000_000 + off
-        };
-        let mut timeline = Timeline((0..100).map(|second| (second * 2_000_000_000, nanos(second))).collect());
-        timeline.drop_disturbed();
-        assert_eq!(timeline.0.len(), 99);
-        assert!(timeline.0.iter().all(|pair| pair.0 != 20 * 2_000_000_000));
     }
 }
