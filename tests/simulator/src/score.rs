@@ -17,6 +17,8 @@ pub struct Reading {
     pub error: f64,
     /// What it said that it is wrong by at most, s.
     pub bound: f64,
+    /// The true error is within this of `error`, s: 0 where the truth is known.
+    pub uncertainty: f64,
 }
 
 /// A clock that is fed with stamps.
@@ -44,7 +46,7 @@ pub fn replay(trace: &Trace, clock: &mut impl Clock) -> Vec<Reading> {
     for line in &trace.lines {
         if let Some((time, bound)) = clock.read(line.stamp.ta) {
             let error = time.since(line.sent).as_secs_f64();
-            readings.push(Reading { at: seconds(line.sent), error, bound: bound.as_secs_f64() });
+            readings.push(Reading { at: seconds(line.sent), error, bound: bound.as_secs_f64(), uncertainty: 0.0 });
         }
         clock.process(&line.stamp);
     }
@@ -70,7 +72,9 @@ pub struct Score {
     pub max_us: f64,
     /// The error that half of the readings are below, with its sign, µs.
     pub median_us: f64,
-    /// The share of readings inside of their bound.
+    /// How many readings were outside of their bound for certain.
+    pub outside_bound: usize,
+    /// The share of the others.
     pub inside: f64,
     /// Half of the bounds are not larger, µs.
     pub median_bound_us: f64,
@@ -78,9 +82,8 @@ pub struct Score {
 
 impl Score {
     /// Of readings less `asymmetry` (s), the part of the error that no client can see; it is not taken off where the error
-    /// is held against the bound. A reading that may be off by `uncertainty` (s) is outside of its bound only if it is so
-    /// for certain. Nothing for no readings.
-    pub fn new(readings: &[Reading], asymmetry: f64, uncertainty: f64) -> Option<Score> {
+    /// is held against the bound. Nothing for no readings.
+    pub fn new(readings: &[Reading], asymmetry: f64) -> Option<Score> {
         if readings.is_empty() {
             return None;
         }
@@ -91,14 +94,16 @@ impl Score {
         for values in [&mut signed, &mut sizes, &mut bounds] {
             values.sort_by(f64::total_cmp);
         }
-        let inside = readings.iter().filter(|reading| reading.error.abs() - uncertainty <= reading.bound).count();
+        let is_outside = |reading: &&Reading| reading.error.abs() - reading.uncertainty > reading.bound;
+        let outside_bound = readings.iter().filter(is_outside).count();
         Some(Score {
             readings: readings.len(),
             rms_us: (sizes.iter().map(|error| error * error).sum::<f64>() / count).sqrt(),
             p99_us: percentile(&sizes, 0.99),
             max_us: percentile(&sizes, 1.0),
             median_us: percentile(&signed, 0.5),
-            inside: inside as f64 / count,
+            outside_bound,
+            inside: 1.0 - outside_bound as f64 / count,
             median_bound_us: percentile(&bounds, 0.5),
         })
     }
@@ -117,12 +122,14 @@ mod tests {
 
     #[test]
     fn the_figures_are_those_of_the_errors_without_the_asymmetry() {
-        let reading = |error: f64| Reading { at: 0.0, error: error * 1e-6, bound: 5.5e-6 };
-        let score = Score::new(&[2.0, 4.0, 6.0].map(reading), 1e-6, 0.0).expect("three readings");
+        let reading = |error: f64| Reading { at: 0.0, error: error * 1e-6, bound: 5.5e-6, uncertainty: 0.0 };
+        let score = Score::new(&[2.0, 4.0, 6.0].map(reading), 1e-6).expect("three readings");
         let near = |value: f64, expected: f64| (value - expected).abs() < 1e-9;
         assert!(near(score.rms_us, (35.0f64 / 3.0).sqrt()) && near(score.max_us, 5.0) && near(score.median_us, 3.0));
         assert!(near(score.p99_us, 4.96) && near(score.inside, 2.0 / 3.0) && near(score.median_bound_us, 5.5));
-        assert!(near(Score::new(&[reading(6.0)], 0.0, 1e-6).expect("one").inside, 1.0), "not outside for certain");
-        assert!(Score::new(&[], 0.0, 0.0).is_none());
+        assert_eq!(score.outside_bound, 1);
+        let unsure = Score::new(&[Reading { uncertainty: 1e-6, ..reading(6.0) }], 0.0).expect("one");
+        assert_eq!(unsure.outside_bound, 0, "not outside for certain");
+        assert!(Score::new(&[], 0.0).is_none());
     }
 }

@@ -22,7 +22,7 @@ fn holds(name: &str, rms: f64, slack: f64) {
             assert!(reading.error.abs() <= reading.bound, "{name}, seed {seed}, outside of its bound: {reading:?}");
         }
         assert!(readings.len() + 100 > trace.lines.len(), "{name}, seed {seed}: {} readings", readings.len());
-        let score = Score::new(scored(&trace, &readings), trace.asymmetry(), 0.0).expect("readings");
+        let score = Score::new(scored(&trace, &readings), trace.asymmetry()).expect("readings");
         assert!(score.rms_us <= rms, "{name}, seed {seed}: {score:?}");
         let server = &scenario.servers[0];
         let longer: f64 = server.shifts.iter().map(|shift| (shift.there + shift.back).max(0.0) / 2.0).sum();

@@ -136,7 +136,7 @@ fn judge(trace: Trace, seed: Option<u64>) -> Result<Outcome> {
     });
     let ours = replay(&trace, &mut Synchroniser::new(SyncParams::default())?);
     let peer = ClockBound::new(poll(&trace)).map_or_else(Vec::new, |mut clock| replay(&trace, &mut clock));
-    let score = |readings: &[Reading]| Score::new(scored(&trace, readings), trace.asymmetry(), 0.0);
+    let score = |readings: &[Reading]| Score::new(scored(&trace, readings), trace.asymmetry());
     let (xen_radclock, clock_bound) = (score(&ours), score(&peer));
     step.done();
     Ok(Outcome {

@@ -14,7 +14,7 @@ use crate::payload::Parts;
 use crate::plot::{Axis, Mark, Plot, Scale, Series, distribution};
 use crate::progress::Step;
 use crate::report::{Report, Table, figure};
-use crate::watch::{Sample, Watch};
+use crate::watch::{self, Watch};
 use crate::{Lab, wait};
 
 /// How often both ask, s: what the lab's configuration of radclockd says.
@@ -26,6 +26,22 @@ const SETTLING: Duration = Duration::from_secs(600);
 const SETTLING_QUICK: Duration = Duration::from_secs(60);
 const DURATION: Duration = Duration::from_secs(3600);
 const DURATION_QUICK: Duration = Duration::from_secs(240);
+/// A reading whose true error is not known to within this, µs, tells of the build machine and not of a clock.
+const UNSURE_US: f64 = 25.0;
+
+/// Both clocks at one time.
+#[derive(Serialize)]
+struct Sample {
+    /// Since the beginning, s.
+    at_s: f64,
+    /// The reading less the true time, and what the clock claimed as the bound on that, µs.
+    shared_error_us: f64,
+    shared_bound_us: f64,
+    chronyd_error_us: f64,
+    chronyd_bound_us: f64,
+    /// True errors are within this of those above, µs.
+    uncertainty_us: f64,
+}
 
 #[derive(Serialize)]
 struct Results {
@@ -34,10 +50,89 @@ struct Results {
     /// From the beginning to the end, s, of which the first `settling_s` are not in the figures.
     duration_s: u64,
     settling_s: u64,
-    shared: Score,
-    chronyd: Score,
-    /// How far the true errors may be from the measured ones: half of them are not farther, µs.
+    /// How many of the samples after that are not in the figures either, as the true errors are not known to within
+    /// `unsure_us`.
+    unsure: usize,
+    unsure_us: f64,
+    /// How far the true errors of the others may be from the measured ones: half of them are not farther, µs.
     median_uncertainty_us: f64,
+    shared: Figures,
+    chronyd: Figures,
+    /// All of them, so that other figures and pictures can be made.
+    samples: Vec<Sample>,
+}
+
+/// Of one clock.
+#[derive(Serialize)]
+struct Figures {
+    measured: Score,
+    /// The same errors less their median, which holds what no client can know of its path.
+    about_median: Score,
+}
+
+impl Sample {
+    fn new(at: Duration, sample: &watch::Sample) -> Sample {
+        Sample {
+            at_s: at.as_secs_f64(),
+            shared_error_us: sample.shared.error_ns / 1e3,
+            shared_bound_us: sample.shared.bound_ns / 1e3,
+            chronyd_error_us: sample.system.error_ns / 1e3,
+            chronyd_bound_us: sample.system.bound_ns / 1e3,
+            uncertainty_us: sample.uncertainty_ns / 1e3,
+        }
+    }
+
+    fn shared(&self) -> Reading {
+        self.reading(self.shared_error_us, self.shared_bound_us)
+    }
+
+    fn chronyd(&self) -> Reading {
+        self.reading(self.chronyd_error_us, self.chronyd_bound_us)
+    }
+
+    fn reading(&self, error_us: f64, bound_us: f64) -> Reading {
+        let seconds = |micros: f64| micros * 1e-6;
+        Reading {
+            at: self.at_s,
+            error: seconds(error_us),
+            bound: seconds(bound_us),
+            uncertainty: seconds(self.uncertainty_us),
+        }
+    }
+}
+
+impl Results {
+    fn new(samples: Vec<Sample>, duration: Duration, settling: Duration) -> Result<Results> {
+        let settled = samples.iter().filter(|sample| sample.at_s >= settling.as_secs_f64());
+        let (sure, unsure): (Vec<&Sample>, Vec<&Sample>) =
+            settled.partition(|sample| sample.uncertainty_us <= UNSURE_US);
+        let figures = |reading: fn(&Sample) -> Reading| -> Result<Figures> {
+            let readings: Vec<Reading> = sure.iter().map(|sample| reading(sample)).collect();
+            let score = |asymmetry| {
+                Score::new(&readings, asymmetry).with_context(|| {
+                    let unsure = unsure.len();
+                    format!("the build machine was too busy: none of {unsure} samples is known well enough; try again")
+                })
+            };
+            let measured = score(0.0)?;
+            let about_median = score(measured.median_us * 1e-6)?;
+            Ok(Figures { measured, about_median })
+        };
+        let mut uncertainties: Vec<f64> = sure.iter().map(|sample| sample.uncertainty_us).collect();
+        uncertainties.sort_by(f64::total_cmp);
+        let (shared, chronyd) = (figures(Sample::shared)?, figures(Sample::chronyd)?);
+        Ok(Results {
+            poll_s: POLL,
+            duration_s: duration.as_secs(),
+            settling_s: settling.as_secs(),
+            unsure: unsure.len(),
+            unsure_us: UNSURE_US,
+            median_uncertainty_us: percentile(&uncertainties, 0.5),
+            shared,
+            chronyd,
+            samples,
+        })
+    }
 }
 
 /// Runs it.
@@ -49,7 +144,7 @@ pub fn run(options: &Options) -> Result<Report> {
     host.await_synchronized()?;
     let (duration, settling) = if options.quick { (DURATION_QUICK, SETTLING_QUICK) } else { (DURATION, SETTLING) };
     let samples = watch(&host, duration)?;
-    report(&samples, duration, settling)
+    report(samples, duration, settling)
 }
 
 /// Starts chronyd in Dom0, with the kernel's clock in its hands, and waits until it has set that.
@@ -71,8 +166,7 @@ fn start_chronyd(host: &Host) -> Result<()> {
     Ok(())
 }
 
-/// Samples of both clocks with their times since the beginning, s.
-fn watch(host: &Host, duration: Duration) -> Result<Vec<(f64, Sample)>> {
+fn watch(host: &Host, duration: Duration) -> Result<Vec<Sample>> {
     let step = Step::begin("Watching both clocks");
     let mut watch = Watch::start(host)?;
     let start = Instant::now();
@@ -87,7 +181,7 @@ fn watch(host: &Host, duration: Duration) -> Result<Vec<(f64, Sample)>> {
             sample.shared.error_ns / 1e3,
             sample.system.error_ns / 1e3
         ));
-        samples.push((at.as_secs_f64(), sample));
+        samples.push(Sample::new(at, &sample));
         let next = start + EVERY * samples.len() as u32;
         thread::sleep(next.saturating_duration_since(Instant::now()));
     }
@@ -95,84 +189,124 @@ fn watch(host: &Host, duration: Duration) -> Result<Vec<(f64, Sample)>> {
     Ok(samples)
 }
 
-fn report(samples: &[(f64, Sample)], duration: Duration, settling: Duration) -> Result<Report> {
-    let shared: Vec<Reading> = samples.iter().map(|(at, sample)| reading(*at, sample.shared)).collect();
-    let chronyd: Vec<Reading> = samples.iter().map(|(at, sample)| reading(*at, sample.system)).collect();
-    let mut uncertainties: Vec<f64> = samples.iter().map(|(_, sample)| sample.uncertainty_ns / 1e3).collect();
-    uncertainties.sort_by(f64::total_cmp);
-    let largest = uncertainties.last().copied().context("no samples")?;
-    let settled = |readings: &[Reading]| -> Vec<Reading> {
-        readings.iter().copied().filter(|reading| reading.at >= settling.as_secs_f64()).collect()
-    };
-    let score = |readings: &[Reading]| Score::new(&settled(readings), 0.0, largest * 1e-6).context("no samples");
-    let results = Results {
-        poll_s: POLL,
-        duration_s: duration.as_secs(),
-        settling_s: settling.as_secs(),
-        shared: score(&shared)?,
-        chronyd: score(&chronyd)?,
-        median_uncertainty_us: percentile(&uncertainties, 0.5),
-    };
+fn report(samples: Vec<Sample>, duration: Duration, settling: Duration) -> Result<Report> {
+    let results = Results::new(samples, duration, settling)?;
     let mut report = Report::new("Dom0's clock in the lab, beside chronyd", &results)?;
     report.text(&format!(
         "One emulated Xen host. In its Dom0 radclockd keeps the shared clock and chronyd the kernel's clock; both ask the \
          same NTP server on the build machine every {POLL} s. A probe reads both clocks at once, every {} s for {} min. \
          True time is the build machine's clock, which the server serves: a reading is known to be taken between two of its \
-         values. The first {} min are not in the figures.",
+         values. The first {} min are not in the figures, nor are {} readings of each clock whose true error is not known to \
+         within {} µs, the build machine having been busy. Those of the others are known to within {} µs (median).",
         EVERY.as_secs(),
         duration.as_secs() / 60,
-        settling.as_secs() / 60
-    ));
-    let mut table =
-        Table::new(["error, µs", "median", "rms", "99 %", "max", "median claimed bound", "inside of it", "readings"]);
-    for (name, score) in [("radclockd", &results.shared), ("chronyd", &results.chronyd)] {
-        let Score { median_us, rms_us, p99_us, max_us, median_bound_us, .. } = score;
-        let figures = [median_us, rms_us, p99_us, max_us, median_bound_us].map(|value| figure(*value));
-        let shares = [format!("{:.2} %", score.inside * 100.0), score.readings.to_string()];
-        table.row([name.to_owned()].into_iter().chain(figures).chain(shares));
-    }
-    report.table(&table);
-    report.text(&format!(
-        "True errors are within {} µs of those measured (median). chronyd's bound is the kernel's `maxerror`, which chronyd \
-         sets and the kernel lets grow by 500 µs a second.",
+        settling.as_secs() / 60,
+        results.unsure,
+        UNSURE_US,
         figure(results.median_uncertainty_us)
     ));
-    let clocks = [("radclockd", &shared, 0), ("chronyd", &chronyd, 1)];
-    let minutes = |reading: &Reading| reading.at / 60.0;
-    let line = |label: &str, mark, colour, points| Series { label: label.to_owned(), mark, colour, points };
-    let mut errors = Vec::new();
-    for (name, readings, colour) in clocks.iter().rev() {
-        let bound = format!("± claimed bound of {name}");
-        for sign in [1.0, -1.0] {
-            let points = readings.iter().map(|reading| (minutes(reading), sign * reading.bound * 1e6)).collect();
-            errors.push(line(&bound, Mark::Thin, *colour, points));
-        }
-        let points = readings.iter().map(|reading| (minutes(reading), reading.error * 1e6)).collect();
-        errors.push(line(&format!("error of {name}"), Mark::Dots, *colour, points));
+    let mut table = Table::new([
+        "error, µs",
+        "median",
+        "about it: rms",
+        "99 %",
+        "max",
+        "median claimed bound",
+        "outside of it",
+        "readings",
+    ]);
+    for (name, Figures { measured, about_median }) in [("radclockd", &results.shared), ("chronyd", &results.chronyd)] {
+        let Score { rms_us, p99_us, max_us, .. } = about_median;
+        let figures = [&measured.median_us, rms_us, p99_us, max_us, &measured.median_bound_us];
+        let counts = [measured.outside_bound, measured.readings].map(|count| count.to_string());
+        table.row([name.to_owned()].into_iter().chain(figures.map(|value| figure(*value))).chain(counts));
     }
+    report.table(&table);
+    report.text(
+        "The median is what emulation makes of the path: it is not as long in both directions, which no client can know. \
+         A reading counts as outside of its bound if it is so for certain, by what is known of that reading's true error. \
+         chronyd's bound is the kernel's `maxerror`, which chronyd sets and the kernel lets grow by 500 µs a second.",
+    );
+    type Clock<'results> = (&'static str, fn(&Sample) -> Reading, &'results Figures, usize);
+    let clocks: [Clock; 2] =
+        [("chronyd", Sample::chronyd, &results.chronyd, 1), ("radclockd", Sample::shared, &results.shared, 0)];
+    let line = |label: String, mark, colour, points| Series { label, mark, colour, points };
+    let is_sure = |sample: &&Sample| sample.uncertainty_us <= UNSURE_US;
+    let minutes = |reading: &Reading| reading.at / 60.0;
+    let (mut errors, mut wander, mut sizes) = (vec![], vec![], vec![]);
+    for (name, reading, figures, colour) in clocks {
+        let all = || results.samples.iter().map(reading);
+        let sure = || results.samples.iter().filter(is_sure).map(reading);
+        for sign in [1.0, -1.0] {
+            let points = all().map(|reading| (minutes(&reading), sign * reading.bound * 1e6)).collect();
+            errors.push(line(format!("± claimed bound of {name}"), Mark::Thin, colour, points));
+        }
+        let points = sure().map(|reading| (minutes(&reading), reading.error * 1e6)).collect();
+        errors.push(line(format!("error of {name}"), Mark::Dots, colour, points));
+        let about_median = |reading: &Reading| reading.error * 1e6 - figures.measured.median_us;
+        let settled = || sure().filter(|reading| reading.at >= settling.as_secs_f64());
+        let points = settled().map(|reading| (minutes(&reading), about_median(&reading))).collect();
+        wander.push(line(name.to_owned(), Mark::Dots, colour, points));
+        let points = distribution(settled().map(|reading| about_median(&reading).abs()))?;
+        sizes.push(line(name.to_owned(), Mark::Line, colour, points));
+    }
+    let time = || Axis::new("time, min", Scale::Linear);
     report.plot(
         "error",
         Plot {
-            title: "Error of Dom0's clocks over time".to_owned(),
-            x: Axis::new("time, min", Scale::Linear),
+            title: "Error of Dom0's clocks and what they claim".to_owned(),
+            x: time(),
             y: Axis::new("clock less true time, µs", Scale::SymLog(10.0)),
             series: errors,
         },
     );
-    let sizes = |readings: &[Reading]| distribution(settled(readings).iter().map(|reading| reading.error.abs() * 1e6));
-    let series = clocks.iter().map(|(name, readings, colour)| Ok(line(name, Mark::Line, *colour, sizes(readings)?)));
+    report.plot(
+        "wander",
+        Plot {
+            title: "Error of Dom0's clocks, each about its median".to_owned(),
+            x: time(),
+            y: Axis::new("clock less true time, less its median, µs", Scale::Linear),
+            series: wander,
+        },
+    );
     report.plot(
         "distribution",
         Plot {
-            title: "How often the error was not larger".to_owned(),
-            x: Axis::new("size of the error, µs", Scale::Log),
+            title: "How often the error was not farther from its median".to_owned(),
+            x: Axis::new("size of the error less its median, µs", Scale::Log),
             y: Axis::new("share of readings", Scale::Linear).within(0.0, 1.0),
-            series: series.collect::<Result<_>>()?,
+            series: sizes,
         },
     );
     Ok(report)
 }
 
-fn reading(at: f64, reading: crate::watch::Reading) -> Reading {
-    Reading { at, error: reading.error_ns * 1e-9, bound: reading.bound_ns * 1e-9 }
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sample(at_s: f64, shared_error_us: f64, uncertainty_us: f64) -> Sample {
+        Sample {
+            at_s,
+            shared_error_us,
+            shared_bound_us: 50.0,
+            chronyd_error_us: 2.0 * shared_error_us,
+            chronyd_bound_us: 150.0,
+            uncertainty_us,
+        }
+    }
+
+    #[test]
+    fn only_what_is_known_of_settled_clocks_is_judged() {
+        let samples =
+            vec![sample(1.0, 9e9, 1.0), sample(10.0, 60.0, 5.0), sample(12.0, 60.0, 20.0), sample(14.0, 9e9, 26.0)];
+        let results = Results::new(samples, Duration::from_secs(16), Duration::from_secs(10)).expect("two that count");
+        assert_eq!((results.shared.measured.readings, results.unsure, results.samples.len()), (2, 1, 4));
+        // The second of them may be inside.
+        assert_eq!((results.shared.measured.outside_bound, results.chronyd.measured.outside_bound), (1, 0));
+        assert!((results.chronyd.measured.median_us - 120.0).abs() < 1e-9);
+        assert!(results.chronyd.about_median.max_us.abs() < 1e-9, "a constant is in no clock's hands");
+        let busy = vec![sample(11.0, 0.0, 30.0)];
+        assert!(Results::new(busy, Duration::from_secs(16), Duration::from_secs(10)).is_err());
+    }
 }
