@@ -64,7 +64,7 @@ pub struct DaemonStatus {
     pub version: String,
     /// Its process id.
     pub pid: u32,
-    /// The counter it synchronises: `xen-system-time`, `tsc` or `monotonic-raw`.
+    /// The counter it synchronises: `xen-system-time`, `tsc`, `platform` or `monotonic-raw`.
     pub counter: String,
     /// This boot of the host, 32 hexadecimal digits.
     pub host_id: String,

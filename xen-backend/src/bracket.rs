@@ -15,6 +15,8 @@ use rustix::time::{
     Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create, timerfd_settime,
 };
 
+use crate::counter::Around;
+
 /// `CLOCK_REALTIME`, ns since 1970.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Realtime(pub i128);
@@ -54,13 +56,11 @@ const RESOLUTION: Span = Span::from_nanos(2);
 const TRIES: usize = 5;
 
 impl Bracket {
-    /// Reads both clocks, the narrowest of a few tries.
-    pub fn take<E>(period: Period, mut counter: impl FnMut() -> Result<Counter, E>) -> Result<Bracket, E> {
+    /// The narrowest of a few tries of `around`, which reads `CLOCK_REALTIME` between two readings of the counter.
+    pub fn take<E>(period: Period, mut around: impl FnMut() -> Result<Around<Realtime>, E>) -> Result<Bracket, E> {
         let mut best: Option<Bracket> = None;
         for _ in 0..TRIES {
-            let low = counter()?;
-            let realtime = Realtime::now();
-            let high = counter()?;
+            let Around { low, value: realtime, high } = around()?;
             let width = high.since(low).max(0);
             let bracket = Bracket {
                 counter: low.offset(width / 2),
@@ -187,9 +187,10 @@ mod tests {
     #[test]
     fn a_bracket_is_narrow_and_in_order() {
         let start = std::time::Instant::now();
-        let read = || Ok::<_, ()>(Counter(start.elapsed().as_nanos() as u64));
-        let first = Bracket::take(period(), read).unwrap();
-        let second = Bracket::take(period(), read).unwrap();
+        let read = || Counter(start.elapsed().as_nanos() as u64);
+        let around = || Ok::<_, ()>(Around { low: read(), value: Realtime::now(), high: read() });
+        let first = Bracket::take(period(), around).unwrap();
+        let second = Bracket::take(period(), around).unwrap();
         assert!(second.counter.since(first.counter) > 0);
         assert!(first.half_width > Span::ZERO && first.half_width < Span::from_nanos(1_000_000));
     }

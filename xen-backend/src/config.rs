@@ -136,7 +136,7 @@ pub enum Timescale {
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ClockConfig {
-    /// The counter with `--local`. With Xen it is Xen's system time.
+    /// The counter that is kept.
     pub counter: CounterChoice,
     /// A name for "the same clock", told to guests.
     pub time_domain: TimeDomain,
@@ -446,7 +446,7 @@ mod tests {
             (
                 "[server]\naddress = \"a\"\n[clock]\ncounter = \"hpet\"",
                 4,
-                &["`hpet`", "`auto`", "`tsc`", "`monotonic-raw`"],
+                &["`hpet`", "`auto`", "`xen-clocksource`", "`tsc`", "`platform`", "`monotonic-raw`"],
             ),
             ("[server]\naddress = \"a\"\n[clock]\ntime_domain = \"a b\"", 4, &["letters, digits"]),
             ("[server]\naddress = \"a\"\n[clock]\nvalidity = -1", 4, &["`-1`", "from 1 to 604800"]),

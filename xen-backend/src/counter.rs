@@ -6,7 +6,8 @@ use radclock::page::CounterId;
 use radclock::time::Counter;
 use serde::Deserialize;
 
-use crate::xen::SystemTime;
+use crate::xen::XenError;
+use crate::xen_counter::XenCounter;
 
 /// Why a counter cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -21,16 +22,38 @@ pub enum CounterError {
     /// Reading after reading was the same, or less.
     #[error("the counter stands still")]
     Stopped,
-    /// Xen's system time cannot be read.
-    #[error("cannot read Xen's system time: {0}")]
+    /// Xen does not say what the counter is.
+    #[error("cannot read Xen's counters: {0}")]
     Xen(#[from] std::io::Error),
+    /// There is no Xen to ask, or it does not answer.
+    #[error("{0}")]
+    NoXen(#[from] XenError),
+    /// A counter for machines without Xen.
+    #[error(
+        "clock.counter = \"monotonic-raw\" is for --local: with Xen it is \"xen-clocksource\", \"tsc\", \"platform\" or \"auto\""
+    )]
+    OnlyLocal,
+    /// A counter that Xen has.
+    #[error("clock.counter is a counter of Xen's: with --local it is \"tsc\", \"monotonic-raw\" or \"auto\"")]
+    OnlyXen,
+}
+
+/// A value, and the counter before and after it was read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Around<T> {
+    /// Not after the value.
+    pub low: Counter,
+    /// What was read in between.
+    pub value: T,
+    /// Not before the value.
+    pub high: Counter,
 }
 
 /// The counter that the daemon synchronises.
 #[derive(Debug)]
 pub enum HostCounter {
-    /// Xen's system time, ns: the same in all domains of the host.
-    Xen(SystemTime),
+    /// One of the host's, by Xen.
+    Xen(XenCounter),
     /// A counter of this machine, without Xen.
     Local(LocalCounter),
 }
@@ -39,15 +62,29 @@ impl HostCounter {
     /// The counter now.
     pub fn read(&self) -> Result<Counter, CounterError> {
         match self {
-            HostCounter::Xen(time) => Ok(Counter(time.now()?)),
+            HostCounter::Xen(counter) => Ok(counter.read()?),
             HostCounter::Local(counter) => Ok(counter.read()),
+        }
+    }
+
+    /// Reads something else between two readings of the counter.
+    pub fn around<T>(&self, read: impl FnOnce() -> T) -> Result<Around<T>, CounterError> {
+        match self {
+            HostCounter::Xen(counter) => Ok(counter.around(read)?),
+            HostCounter::Local(counter) => {
+                let (low, value, high) = (counter.read(), read(), counter.read());
+                Ok(Around { low, value, high })
+            }
         }
     }
 
     /// Its number in a page.
     pub fn id(&self) -> CounterId {
         match self {
-            HostCounter::Xen(_) => CounterId::XEN_SYSTEM_TIME,
+            HostCounter::Xen(counter) if counter.is_system_time() => CounterId::XEN_SYSTEM_TIME,
+            HostCounter::Xen(counter) if counter.is_tsc() => CounterId::X86_TSC,
+            // No page is over it.
+            HostCounter::Xen(_) => CounterId::INVALID,
             HostCounter::Local(counter) => counter.id(),
         }
     }
@@ -55,7 +92,7 @@ impl HostCounter {
     /// Its name in reports.
     pub fn name(&self) -> &'static str {
         match self {
-            HostCounter::Xen(_) => "xen-system-time",
+            HostCounter::Xen(counter) => counter.name(),
             HostCounter::Local(counter) => counter.name(),
         }
     }
@@ -63,22 +100,26 @@ impl HostCounter {
     /// Its nominal period, s a count. Takes a tenth of a second to measure the TSC.
     pub fn nominal_period(&self) -> Result<f64, CounterError> {
         match self {
-            HostCounter::Xen(_) => Ok(1e-9),
+            HostCounter::Xen(counter) => Ok(counter.nominal_period()),
             HostCounter::Local(counter) => counter.nominal_period(),
         }
     }
 }
 
-/// Which counter to use without Xen.
+/// Which counter to keep.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum CounterChoice {
-    /// The TSC if the kernel itself keeps time by it, else `CLOCK_MONOTONIC_RAW`.
+    /// With Xen its system time. Without, the TSC if the kernel itself keeps time by it, else `CLOCK_MONOTONIC_RAW`.
     #[default]
     Auto,
-    /// The TSC.
+    /// Xen's system time, ns: the same in all domains of the host.
+    XenClocksource,
+    /// The TSC. With Xen only where that samples all counters at one instant (`hypervisor-patch/`).
     Tsc,
-    /// `CLOCK_MONOTONIC_RAW`.
+    /// The timer from which Xen derives its system time; likewise.
+    Platform,
+    /// `CLOCK_MONOTONIC_RAW`, without Xen.
     MonotonicRaw,
 }
 
@@ -95,6 +136,7 @@ impl LocalCounter {
     /// The counter to use by `choice` on this machine.
     pub fn choose(choice: CounterChoice) -> Result<LocalCounter, CounterError> {
         match choice {
+            CounterChoice::XenClocksource | CounterChoice::Platform => Err(CounterError::OnlyXen),
             CounterChoice::MonotonicRaw => Ok(LocalCounter::MonotonicRaw),
             CounterChoice::Tsc => match tsc_is_stable() {
                 Ok(()) => Ok(LocalCounter::Tsc),
@@ -166,6 +208,11 @@ fn tsc_is_stable() -> Result<(), String> {
     if source.trim() != "tsc" {
         return Err(format!("the kernel keeps time by {}", source.trim()));
     }
+    tsc_is_invariant()
+}
+
+/// Whether all processors promise a TSC of one rate that never stops; if not, why.
+pub fn tsc_is_invariant() -> Result<(), String> {
     let path = "/proc/cpuinfo";
     let cpus = std::fs::read_to_string(path).map_err(|error| format!("{path}: {error}"))?;
     for flag in ["constant_tsc", "nonstop_tsc"] {

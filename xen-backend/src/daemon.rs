@@ -5,7 +5,8 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use anyhow::Context;
-use radclock::clock::{Period, Status};
+use radclock::clock::{Clock, Period, Status};
+use radclock::compose::compose;
 use radclock::page::{Content, CounterId, Page};
 use radclock::report::{DaemonStatus, ServerReport};
 use radclock::sync::SyncParams;
@@ -16,7 +17,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
 use crate::config::{Config, LeapSeconds};
-use crate::counter::{HostCounter, LocalCounter, read_tsc};
+use crate::counter::{HostCounter, LocalCounter};
 use crate::host;
 use crate::keeper::{self, Complaint, Keeper};
 use crate::ntp::client::{Addresses, Client};
@@ -25,7 +26,8 @@ use crate::phc::PhcClient;
 use crate::relation::{Relation, Sample};
 use crate::source::Polled;
 use crate::status;
-use crate::xen::{Guests, SystemTime};
+use crate::xen::Guests;
+use crate::xen_counter::XenCounter;
 
 /// How far a counter may be from its nominal period: what the kernel's and Xen's own calibration can be off by.
 const NOMINAL_SKEW: f64 = 500e-6;
@@ -44,7 +46,7 @@ pub async fn run(config: Config, local: bool) -> anyhow::Result<()> {
     let counter = Arc::new(if local {
         HostCounter::Local(LocalCounter::choose(config.clock.counter)?)
     } else {
-        HostCounter::Xen(SystemTime::open()?)
+        HostCounter::Xen(XenCounter::open(config.clock.counter)?)
     });
     let host_id = host::host_id()?;
     let nominal_period = counter.nominal_period()?;
@@ -68,7 +70,7 @@ pub async fn run(config: Config, local: bool) -> anyhow::Result<()> {
     drop(polled_sender);
     let socket = config.paths.socket();
     let listener = status::listen(&socket)?;
-    let pages = LocalPages::open(&run_dir, &counter)?;
+    let pages = LocalPages::open(&run_dir, &counter).await?;
     if let Some(page) = pages.left_over(host_id, counter.id()) {
         keeper.take_over(&page);
     }
@@ -76,7 +78,7 @@ pub async fn run(config: Config, local: bool) -> anyhow::Result<()> {
         HostCounter::Xen(_) => {
             let offer = config.guests.offer.clone();
             let time_domain = config.clock.time_domain.0.clone();
-            let started = Guests::start(offer, host_id, time_domain, *keeper.page()).await;
+            let started = Guests::start(offer, host_id, time_domain, pages.wire(&keeper)).await;
             Some(started.inspect_err(|_| remove_socket(&socket))?)
         }
         HostCounter::Local(_) => None,
@@ -267,7 +269,7 @@ impl Shared {
 
     /// Looks at the TSC again; says when to look next.
     fn look(&self) -> Duration {
-        self.lock().look()
+        self.lock().look(self.guests.as_ref())
     }
 
     /// Publishes what changed by itself; says when to look again.
@@ -325,7 +327,7 @@ impl State {
             return;
         }
         if let Some(guests) = guests {
-            guests.publish(self.keeper.page());
+            guests.publish(&self.pages.wire(&self.keeper));
         }
         self.pages.write(&self.keeper);
         let after = self.keeper.page().abi.status();
@@ -334,8 +336,19 @@ impl State {
         }
     }
 
-    fn look(&mut self) -> Duration {
-        self.pages.look(&self.keeper)
+    fn look(&mut self, guests: Option<&Guests>) -> Duration {
+        let next = self.pages.look();
+        if self.keeper.content().clock.is_some() && self.pages.counter_strays() {
+            tracing::warn!("{} went astray of Xen's system time: the clock starts anew", self.keeper.counter().name());
+            self.keeper.start_anew();
+            self.publish(guests);
+        } else if self.pages.is_wire_derived()
+            && let Some(guests) = guests
+        {
+            guests.publish(&self.pages.wire(&self.keeper));
+        }
+        self.pages.write_derived(&self.keeper);
+        next
     }
 
     /// Nobody keeps the pages from here on: their bounds go on growing, and they say so.
@@ -370,15 +383,23 @@ enum LocalPages {
     /// Without Xen: one page, over the counter that is synchronised.
     Local(PageFile),
     /// With Xen: the guests' page, and one over the TSC for Dom0's own programs.
-    Xen { wire: PageFile, vmclock: PageFile, counter: Arc<HostCounter>, line: Line },
+    Xen {
+        wire: PageFile,
+        vmclock: PageFile,
+        counter: Arc<HostCounter>,
+        /// The TSC's line.
+        line: Line,
+        /// The counter's own, if that is the platform timer.
+        platform: Line,
+    },
 }
 
-/// What is known of the TSC against Xen's system time.
+/// What is known of a counter against Xen's system time.
 enum Line {
     None,
     /// Where the first line starts.
     Begun(Sample),
-    Drawn(Relation),
+    Drawn(Box<Relation>),
 }
 
 impl Line {
@@ -393,7 +414,7 @@ impl Line {
     fn extend(&mut self, sample: Sample) -> Duration {
         let relation = match std::mem::replace(self, Line::None) {
             Line::None => None,
-            Line::Begun(start) => Relation::new(start, sample),
+            Line::Begun(start) => Relation::new(start, sample).map(Box::new),
             Line::Drawn(mut relation) => relation.update(sample).map(|()| relation),
         };
         match relation {
@@ -411,78 +432,161 @@ impl Line {
 }
 
 impl LocalPages {
-    fn open(run_dir: &RunDir, counter: &Arc<HostCounter>) -> anyhow::Result<LocalPages> {
+    async fn open(run_dir: &RunDir, counter: &Arc<HostCounter>) -> anyhow::Result<LocalPages> {
         let vmclock = run_dir.page("vmclock0")?;
-        Ok(match **counter {
-            HostCounter::Local(_) => LocalPages::Local(vmclock),
-            HostCounter::Xen(_) => LocalPages::Xen {
-                wire: run_dir.page("wire0")?,
-                vmclock,
-                counter: Arc::clone(counter),
-                line: Line::None,
-            },
-        })
+        let HostCounter::Xen(xen) = &**counter else { return Ok(LocalPages::Local(vmclock)) };
+        let wire = run_dir.page("wire0")?;
+        let (line, platform) = (Line::None, Line::None);
+        let mut pages = LocalPages::Xen { wire, vmclock, counter: Arc::clone(counter), line, platform };
+        if !xen.is_system_time() {
+            // Guests get nothing without a line.
+            let next = pages.look();
+            tokio::time::sleep(next).await;
+            pages.look();
+        }
+        Ok(pages)
     }
 
+    /// What a daemon before left on the page over this counter, if there is one.
     fn left_over(&self, host_id: [u8; 16], counter: CounterId) -> Option<Page> {
         match self {
             LocalPages::Local(page) => page,
-            LocalPages::Xen { wire, .. } => wire,
+            LocalPages::Xen { wire, .. } if counter == CounterId::XEN_SYSTEM_TIME => wire,
+            LocalPages::Xen { vmclock, .. } => vmclock,
         }
         .left_over(host_id, counter)
     }
 
+    fn xen(&self) -> Option<&XenCounter> {
+        let LocalPages::Xen { counter, .. } = self else { return None };
+        let HostCounter::Xen(counter) = &**counter else { return None };
+        Some(counter)
+    }
+
+    /// The counter's line to Xen's system time, if it is not system time itself.
+    fn own_line(&self) -> Option<&Line> {
+        match self {
+            LocalPages::Xen { line, .. } if self.xen()?.is_tsc() => Some(line),
+            LocalPages::Xen { platform, .. } if !self.xen()?.is_system_time() => Some(platform),
+            _ => None,
+        }
+    }
+
+    /// Whether the guests' page changes with the counter's line.
+    fn is_wire_derived(&self) -> bool {
+        self.own_line().is_some()
+    }
+
+    /// Whether the counter no longer counts as it did: the clock over it is wrong.
+    fn counter_strays(&self) -> bool {
+        let (Some(line), Some(xen)) = (self.own_line(), self.xen()) else { return false };
+        line.relation().is_some_and(|relation| relation.strays(xen.nominal_period() * 1e9, NOMINAL_SKEW))
+    }
+
+    /// The clock as guests get it.
+    fn wire(&self, keeper: &Keeper) -> Page {
+        match self.own_line() {
+            Some(line) => page(&over_system_time(keeper.content(), line.relation()), keeper),
+            None => *keeper.page(),
+        }
+    }
+
+    /// Writes all pages.
     fn write(&self, keeper: &Keeper) {
         match self {
             LocalPages::Local(page) => page.write(keeper.page()),
-            LocalPages::Xen { wire, vmclock, line, .. } => {
-                wire.write(keeper.page());
-                vmclock.write(&over_tsc(keeper, line.relation()));
+            LocalPages::Xen { wire, .. } => {
+                wire.write(&self.wire(keeper));
+                self.write_over_tsc(keeper);
             }
         }
+    }
+
+    /// Writes the pages that are not over the counter itself.
+    fn write_derived(&self, keeper: &Keeper) {
+        if let LocalPages::Xen { wire, .. } = self
+            && self.is_wire_derived()
+        {
+            wire.write(&self.wire(keeper));
+        }
+        self.write_over_tsc(keeper);
+    }
+
+    fn write_over_tsc(&self, keeper: &Keeper) {
+        let (LocalPages::Xen { vmclock, line, .. }, Some(xen)) = (self, self.xen()) else { return };
+        if xen.is_tsc() {
+            return vmclock.write(keeper.page());
+        }
+        let wire = match self.own_line() {
+            Some(own) => over_system_time(keeper.content(), own.relation()),
+            None => *keeper.content(),
+        };
+        vmclock.write(&page(&over_tsc(&wire, line.relation()), keeper));
     }
 
     /// Takes the next bracket between the TSC and system time; says when to take the next.
-    fn look(&mut self, keeper: &Keeper) -> Duration {
-        let LocalPages::Xen { vmclock, counter, line, .. } = self else { return Duration::from_secs(3600) };
-        let HostCounter::Xen(system_time) = &**counter else { return Duration::from_secs(3600) };
-        let next = match Sample::take(read_tsc, || system_time.now()) {
-            Ok(sample) => line.extend(sample),
+    fn look(&mut self) -> Duration {
+        const NEVER: Duration = Duration::from_secs(3600);
+        let LocalPages::Xen { counter, line, platform, .. } = self else { return NEVER };
+        let HostCounter::Xen(xen) = &**counter else { return NEVER };
+        let samples = xen.tsc_sample().and_then(|tsc| Ok((tsc, xen.platform_sample()?)));
+        match samples {
+            Ok((tsc, None)) => line.extend(tsc),
+            Ok((tsc, Some(own))) => line.extend(tsc).min(platform.extend(own)),
             Err(error) => {
-                tracing::error!("cannot read Xen's system time: {error}");
-                *line = Line::None;
+                tracing::error!("cannot read Xen's counters: {error}");
+                (*line, *platform) = (Line::None, Line::None);
                 TICK
             }
-        };
-        vmclock.write(&over_tsc(keeper, line.relation()));
-        next
+        }
     }
 }
 
-/// The clock over the TSC.
-fn over_tsc(keeper: &Keeper, relation: Option<&Relation>) -> Page {
-    let wire = keeper.content();
-    let mut content = Content { counter_id: CounterId::X86_TSC, ..*wire };
-    if let Some(clock) = &wire.clock {
-        let composed = relation.and_then(|relation| {
-            let info = relation.info();
-            radclock::compose::compose(clock, &info, Counter(info.tsc_timestamp), relation.added())
-                .map(|composed| (composed, info.system_time))
-        });
-        content.clock = composed.map(|(clock, _)| clock);
-        match composed {
-            // The reference is later than the wire's, and its validity shorter by as much.
-            Some((_, system_time)) => {
-                let later = clock.period.span(Counter(system_time).since(clock.counter)).ceil_nanos();
-                content.valid_nanos = wire.valid_nanos.saturating_add_signed(later.saturating_neg());
-                if content.valid_nanos == 0 && content.status == Status::Synchronized {
-                    content.status = Status::Freerunning;
+/// The clock over Xen's system time, by the line of the counter that is kept.
+fn over_system_time(content: &Content, relation: Option<&Relation>) -> Content {
+    moved(content, CounterId::XEN_SYSTEM_TIME, |clock| {
+        let relation = relation?;
+        Some((relation.over_system_time(clock)?, relation.reference()))
+    })
+}
+
+/// A clock over Xen's system time, over the TSC.
+fn over_tsc(wire: &Content, relation: Option<&Relation>) -> Content {
+    moved(wire, CounterId::X86_TSC, |clock| {
+        let relation = relation?;
+        let info = relation.info();
+        let composed = compose(clock, &info, Counter(info.tsc_timestamp), relation.added())?;
+        Some((composed, Counter(info.system_time)))
+    })
+}
+
+/// The same over another counter. `to` gives the clock there, and what the counter before was at its reference; without
+/// it there is no time.
+fn moved(content: &Content, counter_id: CounterId, to: impl FnOnce(&Clock) -> Option<(Clock, Counter)>) -> Content {
+    let mut moved = Content { counter_id, ..*content };
+    if let Some(clock) = &content.clock {
+        match to(clock) {
+            // The reference is another, and the validity counts from there.
+            Some((other, reference)) => {
+                moved.clock = Some(other);
+                let later = clock.period.span(reference.since(clock.counter)).ceil_nanos();
+                moved.valid_nanos = content.valid_nanos.saturating_add_signed(later.saturating_neg());
+                if moved.valid_nanos == 0 && moved.status == Status::Synchronized {
+                    moved.status = Status::Freerunning;
                 }
             }
-            None => content.status = Status::Unreliable,
+            None => {
+                moved.clock = None;
+                moved.status = Status::Unreliable;
+            }
         }
     }
-    let mut page = Page::new(&content);
+    moved
+}
+
+/// The page with this content.
+fn page(content: &Content, keeper: &Keeper) -> Page {
+    let mut page = Page::new(content);
     // The reference may have moved on across the leap second, which is still the same one.
     page.ext.leap_sec = keeper.page().ext.leap_sec;
     page

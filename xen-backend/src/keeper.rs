@@ -216,11 +216,7 @@ impl Keeper {
     pub fn is_outdated(&mut self) -> bool {
         if self.sleep.slept() {
             tracing::warn!("the machine slept: its counter may have stopped, so the clock starts anew");
-            let sources = self.sources.len();
-            self.ensemble = Ensemble::new(&self.params, sources).expect("these parameters were taken before");
-            self.content.clock = None;
-            self.content.status = Status::Initializing;
-            self.content.disruption_marker += 1;
+            self.start_anew();
             return true;
         }
         let Some(now) = self.now() else { return self.content.status != Status::Unreliable };
@@ -235,6 +231,15 @@ impl Keeper {
             }
             None => false,
         }
+    }
+
+    /// Forgets the clock: the counter went astray.
+    pub fn start_anew(&mut self) {
+        let sources = self.sources.len();
+        self.ensemble = Ensemble::new(&self.params, sources).expect("these parameters were taken before");
+        self.content.clock = None;
+        self.content.status = Status::Initializing;
+        self.content.disruption_marker += 1;
     }
 
     /// How long until UTC's seconds are counted otherwise, if that is within `within`.

@@ -1,9 +1,9 @@
 //! `radclockd`: keeps the host's RADclock and shares it with every guest.
 //!
 //! The path of the data, in order: [`ntp`] (exchanges with servers, stamped by the kernel) → [`bracket`] (the stamps
-//! carried over to the host's [`counter`]), or [`phc`] (a PTP hardware clock) → [`keeper`] (the clock: `radclock`'s
-//! algorithm, and UTC with its leap seconds) → [`daemon`] (publishes it) → [`xen`] (the guests' pages) and [`pages`]
-//! (this host's own, over the TSC by way of [`relation`]). [`status`] answers `radclock-ctl`; [`config`], [`logging`] and
+//! carried over to the host's [`counter`], with Xen a [`xen_counter`]), or [`phc`] (a PTP hardware clock) → [`keeper`]
+//! (the clock: `radclock`'s algorithm, and UTC with its leap seconds) → [`daemon`] (publishes it) → [`xen`] (the guests'
+//! pages) and [`pages`] (this host's own, over the TSC by way of [`relation`]). [`status`] answers `radclock-ctl`; [`config`], [`logging`] and
 //! [`replay`] are what their names say.
 
 pub mod bracket;
@@ -21,3 +21,4 @@ pub mod replay;
 pub mod source;
 pub mod status;
 pub mod xen;
+pub mod xen_counter;

@@ -22,7 +22,7 @@ use tokio::sync::mpsc;
 use tokio::time::{MissedTickBehavior, interval};
 
 use crate::config::{Phc, Timescale};
-use crate::counter::{CounterError, HostCounter};
+use crate::counter::{Around, CounterError, HostCounter};
 use crate::source::{Counts, Polled};
 
 /// Readings to choose the narrowest from: a PCI device's take a microsecond each.
@@ -122,7 +122,7 @@ impl PhcClient {
         let read_clock = || {
             clock_gettime_dynamic(DynamicClockId::Dynamic(device.as_fd())).map_err(|error| PhcError::Read(error.into()))
         };
-        let mut stamp = bracket(|| Ok(self.counter.read()?), read_clock)?;
+        let mut stamp = bracket(|| Ok(self.counter.around(read_clock)?))?;
         stamp.root_dispersion = Span::from_nanos(self.phc.accuracy.0 as i64);
         Ok(stamp)
     }
@@ -135,14 +135,13 @@ fn open(phc: &Phc) -> io::Result<File> {
 
 /// Reads the clock between two readings of the counter, the narrowest of some tries.
 fn bracket(
-    mut counter: impl FnMut() -> Result<Counter, PhcError>,
-    mut clock: impl FnMut() -> Result<Timespec, PhcError>,
+    mut around: impl FnMut() -> Result<Around<Result<Timespec, PhcError>>, PhcError>,
 ) -> Result<Stamp, PhcError> {
     let mut best: Option<(i64, Counter, Timespec)> = None;
     for _ in 0..TRIES {
-        let low = counter()?;
-        let time = clock()?;
-        let width = counter()?.since(low);
+        let Around { low, value: time, high } = around()?;
+        let time = time?;
+        let width = high.since(low);
         if width > 0 && best.is_none_or(|best| width < best.0) {
             best = Some((width, low, time));
         }
@@ -170,6 +169,13 @@ mod tests {
     use super::*;
     use std::cell::Cell;
 
+    fn around(
+        counter: impl Fn() -> Counter,
+        clock: impl Fn() -> Result<Timespec, PhcError>,
+    ) -> impl FnMut() -> Result<Around<Result<Timespec, PhcError>>, PhcError> {
+        move || Ok(Around { low: counter(), value: clock(), high: counter() })
+    }
+
     #[test]
     fn the_narrowest_bracket_makes_the_stamp() {
         let now = Cell::new(1000i64);
@@ -177,14 +183,14 @@ mod tests {
         let tried = Cell::new(0);
         let counter = || {
             now.set(now.get() + 1);
-            Ok(Counter(now.get() as u64))
+            Counter(now.get() as u64)
         };
         let clock = || {
             let time = Timespec { tv_sec: 1_800_000_000, tv_nsec: now.get() + 5 };
             now.set(now.get() + widths[tried.replace(tried.get() + 1)]);
             Ok(time)
         };
-        let stamp = bracket(counter, clock).unwrap();
+        let stamp = bracket(around(counter, clock)).unwrap();
         assert_eq!((stamp.tf.since(stamp.ta), stamp.source), (41, StampSource::Phc));
         assert_eq!(stamp.tb, Timestamp::from_unix(1_800_000_000, stamp.ta.0 + 5));
         assert_eq!(tried.get(), TRIES);
@@ -195,24 +201,26 @@ mod tests {
         let counts = Cell::new(0);
         let counter = || {
             counts.set(counts.get() + 1);
-            Ok(Counter(counts.get()))
+            Counter(counts.get())
         };
-        let error = bracket(counter, || Ok(Timespec { tv_sec: -1, tv_nsec: 0 })).unwrap_err();
+        let before_1970 = || Ok(Timespec { tv_sec: -1, tv_nsec: 0 });
+        let error = bracket(around(counter, before_1970)).unwrap_err();
         assert_eq!(error.to_string(), "it shows a time before 1970: nobody has set it");
-        assert!(bracket(|| Ok(Counter(5)), || Ok(Timespec { tv_sec: 1, tv_nsec: 0 })).is_err());
+        let still = around(|| Counter(5), || Ok(Timespec { tv_sec: 1, tv_nsec: 0 }));
+        assert!(bracket(still).is_err());
     }
 
     #[test]
     fn a_bracket_around_a_kernels_clock_is_right_to_within_its_width() {
         let start = std::time::Instant::now();
-        let counter = || Ok(Counter(start.elapsed().as_nanos() as u64 + 1));
+        let counter = || Counter(start.elapsed().as_nanos() as u64 + 1);
         let clock = || {
             clock_gettime_dynamic(DynamicClockId::Known(rustix::time::ClockId::Realtime))
                 .map_err(|error| PhcError::Read(error.into()))
         };
-        let first = bracket(counter, clock).unwrap();
+        let first = bracket(around(&counter, &clock)).unwrap();
         std::thread::sleep(Duration::from_millis(20));
-        let second = bracket(counter, clock).unwrap();
+        let second = bracket(around(counter, clock)).unwrap();
         let counted = second.ta.since(first.ta);
         let passed = second.tb.since(first.tb).floor_nanos();
         let width = second.tf.since(second.ta) + first.tf.since(first.ta);

@@ -1,5 +1,5 @@
 //! How this domain's TSC runs against Xen's system time, measured, so that Dom0's own programs have a page over the
-//! TSC as guests have.
+//! TSC as guests have; and how another counter that is kept in its place does, so that guests have theirs.
 //!
 //! A line through two brackets (TSC, system time, TSC). The line is kept and drawn longer for as long as it predicts
 //! the next bracket; when it does not, system time was stepped or Xen has changed the scale, and a new line starts. What was missed, and how far
@@ -7,10 +7,11 @@
 
 use std::time::Duration;
 
+use radclock::clock::{Clock, Period};
 use radclock::compose::{Added, TimeInfo};
 use radclock::time::Counter;
 
-/// The TSC and system time read at once.
+/// The TSC (or the other counter) and system time read at once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Sample {
     /// The TSC, halfway between two readings.
@@ -142,6 +143,36 @@ impl Relation {
         }
     }
 
+    /// The counter at the last bracket, which is the reference of a clock that is moved.
+    pub fn reference(&self) -> Counter {
+        self.last.tsc
+    }
+
+    /// Whether the counter's rate is off `nominal` nanoseconds a count by more than `tolerance` (relative), for certain.
+    pub fn strays(&self, nominal: f64, tolerance: f64) -> bool {
+        (self.rate / nominal - 1.0).abs() > tolerance + self.rate_error
+    }
+
+    /// Moves a clock over the counter to Xen's system time, with the last bracket as its reference. Nothing if the result
+    /// cannot be said in a page.
+    pub fn over_system_time(&self, clock: &Clock) -> Option<Clock> {
+        /// Of the arithmetic in floating point, relative.
+        const ROUNDING: f64 = 1e-15;
+        let (time, max_error) = clock.reading_at(self.last.tsc)?;
+        let secs = clock.period.as_secs_f64();
+        let period = Period::from_secs_f64(secs / self.rate)?;
+        let added = self.added();
+        let relative = clock.period_max_error as f64 / clock.period.frac as f64;
+        let relative = (1.0 + relative) * (1.0 + added.rate as f64 / 2f64.powi(64) + ROUNDING) - 1.0 + ROUNDING;
+        Some(Clock {
+            counter: Counter(self.last.system_time),
+            time,
+            period,
+            period_max_error: (relative * period.frac as f64) as u64 + 1,
+            max_error_nanos: u64::try_from(max_error.ceil_nanos()).ok()?.checked_add(added.nanos)?.checked_add(2)?,
+        })
+    }
+
     /// What the line adds to a clock's bound.
     pub fn added(&self) -> Added {
         // What was missed grows with the time between two looks, which at most doubles.
@@ -162,6 +193,7 @@ impl Relation {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+    use radclock::time::{Span, Timestamp};
 
     fn off(relation: &Relation, tsc: u64, truth: f64) -> (f64, f64) {
         let info = relation.info();
@@ -201,6 +233,36 @@ mod tests {
         let added = relation.added();
         assert!((1_000_000..2_100_000).contains(&added.nanos), "{added:?}");
         assert!((added.rate as f64 / 2f64.powi(64)) < 1e-6 && relation.wander < 1e-9, "{relation:?}");
+    }
+
+    #[test]
+    fn a_clock_over_the_counter_is_the_same_over_system_time() {
+        for hz in [14_318_180.0, 100e6, 2.7e9] {
+            let sample =
+                |at: f64| Sample { tsc: Counter((at * hz * 1e-9) as u64), system_time: at as u64, half_width: 3 };
+            let mut relation = Relation::new(sample(1e9), sample(1.1e9)).unwrap();
+            for look in 1..20 {
+                relation.update(sample(1.1e9 + f64::from(look) * 1e9)).unwrap();
+            }
+            let reference = sample(15e9);
+            let clock = Clock {
+                counter: reference.tsc,
+                time: Timestamp::new(1_800_000_000, 0),
+                period: Period::from_secs_f64(1.0 / hz * (1.0 + 3e-5)).unwrap(),
+                period_max_error: 1 << 40,
+                max_error_nanos: 5000,
+            };
+            let moved = relation.over_system_time(&clock).unwrap();
+            for at in [15e9, 20.1e9, 50e9] {
+                let (time, bound) = clock.reading_at(sample(at).tsc).unwrap();
+                let (moved, moved_bound) = moved.reading_at(Counter(at as u64)).unwrap();
+                let off = moved.since(time).abs();
+                // Both are the same to within what the line adds, and so never tighter than the clock that was moved.
+                let added = moved_bound - bound;
+                assert!(off <= added && added < Span::from_nanos(30_000), "{hz}: {off:?} {added:?}");
+            }
+            assert!(!relation.strays(1e9 / hz * 1.0001, 500e-6) && relation.strays(1e9 / hz * 1.0006, 500e-6));
+        }
     }
 
     #[test]

@@ -25,6 +25,11 @@ fn each_failure_is_one_line_that_says_what_to_do() {
     let list = with_list("list.toml", dir.path().join("leap.list").to_str().unwrap());
     let nowhere = with_list("nowhere.toml", "/nonexistent/leap.list");
     std::fs::write(dir.path().join("leap.list"), "next year\n").unwrap();
+    let platform = dir.path().join("platform.toml");
+    std::fs::write(&platform, "[server]\naddress = \"a\"\n[clock]\ncounter = \"platform\"\n").unwrap();
+    let platform = platform.to_str().unwrap();
+    let run = dir.path().join("run");
+    let run = run.to_str().unwrap();
     for (arguments, input, part) in [
         (
             &["--check-config", "--config", wrong][..],
@@ -42,6 +47,11 @@ fn each_failure_is_one_line_that_says_what_to_do() {
             &["--local", "--config", &nowhere],
             "",
             "/nonexistent/leap.list: cannot read the leap-second list (clock.leap_seconds): No such",
+        ),
+        (
+            &["--local", "--config", platform, "--run-dir", run],
+            "",
+            "clock.counter is a counter of Xen's: with --local it is \"tsc\", \"monotonic-raw\" or \"auto\"",
         ),
         (&["--local", "--run-dir", "/proc/radclock"], "", "cannot use the run directory /proc/radclock: "),
         (&["replay", "/nonexistent.stamps"], "", "cannot open /nonexistent.stamps: No such file"),

@@ -2,9 +2,10 @@
 //! `docs/man/radclock-ctl.8.md`.
 //!
 //! What the daemon says of itself comes over its status socket ([`daemon`]); what there is without it comes from
-//! XenStore ([`store`]); [`guests`] puts both together. [`doctor`] looks for what is missing. Nothing is written to
+//! XenStore ([`store`]); [`guests`] puts both together. [`doctor`] looks for what is missing, [`counters`] at what Xen counts. Nothing is written to
 //! XenStore here: attaching and detaching is the daemon's work.
 
+mod counters;
 mod daemon;
 mod doctor;
 mod guests;
@@ -14,6 +15,7 @@ mod store;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::{Context, bail};
 use clap::{Parser, Subcommand};
@@ -71,6 +73,12 @@ enum Command {
     },
     /// The servers and hardware clocks that the clock follows, and what is thought of each
     Servers,
+    /// The host's counters: their rates, what reading them costs, and the steps of Xen's system time
+    Counters {
+        /// How long to look, in seconds
+        #[arg(long, value_name = "SECONDS", default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=3600))]
+        seconds: u64,
+    },
     /// Look for what is missing on this host or in this guest, and say what to do
     Doctor,
 }
@@ -120,6 +128,10 @@ fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
         Command::Servers => {
             let status = daemon.status()?;
             output::print(&if json { output::json(&status.servers)? } else { servers::table(&status) })?;
+        }
+        Command::Counters { seconds } => {
+            let counters = counters::look(Duration::from_secs(*seconds))?;
+            output::print(&if json { output::json(&counters)? } else { counters::table(&counters) })?;
         }
         Command::Doctor => {
             let diagnosis = doctor::examine(&daemon);

@@ -249,7 +249,7 @@ impl Client {
     }
 
     fn bracket(&self) -> Result<Bracket, CounterError> {
-        Bracket::take(self.period, || self.counter.read())
+        Bracket::take(self.period, || self.counter.around(Realtime::now))
     }
 
     async fn poll(&self, association: &mut Association, server: SocketAddr) -> Result<(Answer, Stamp), PollError> {

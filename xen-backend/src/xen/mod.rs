@@ -1,12 +1,15 @@
 //! Xen, as Dom0 sees it: the system time, and one granted page and event channel a guest.
 //!
-//! [`SystemTime`] reads the counter; [`Guests`] offers the clock to the guests that [`GuestPolicy`] names. The
-//! algorithm and what stands in the page are none of its business. Unsafe code is in [`system_time`] and [`grant`].
+//! [`SystemTime`] reads the counter, [`platform`] all counters where Xen has our patches; [`Guests`] offers the clock to
+//! the guests that [`GuestPolicy`] names. The algorithm and what stands in the page are none of its business. Unsafe code
+//! is in [`hypercall`] and [`grant`].
 
 mod device;
 mod event;
 mod grant;
 mod guests;
+mod hypercall;
+pub mod platform;
 mod policy;
 mod store;
 mod system_time;
@@ -18,6 +21,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 pub use guests::Guests;
+pub use platform::HostCounters;
 pub use policy::GuestPolicy;
 pub use system_time::SystemTime;
 
