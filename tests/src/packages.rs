@@ -13,6 +13,7 @@ const NEEDED: &[&str] = &[
     "build-essential",
     "busybox-static",
     "chrony",
+    "clang",
     "e2fsprogs",
     "fonts-dejavu-core",
     "kmod",

@@ -93,6 +93,12 @@ pub struct Device {
     allowance: Duration,
 }
 
+impl Default for Device {
+    fn default() -> Device {
+        Device::new()
+    }
+}
+
 impl Device {
     /// A device that is not offered.
     pub fn new() -> Device {

@@ -4,7 +4,7 @@
 //! the guests that [`GuestPolicy`] names. The algorithm and what stands in the page are none of its business. Unsafe code
 //! is in [`hypercall`] and [`grant`].
 
-mod device;
+pub mod device;
 mod event;
 mod grant;
 mod guests;
