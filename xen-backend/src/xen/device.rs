@@ -19,6 +19,10 @@ const BURST: u32 = 10;
 const SETTLE: Duration = Duration::from_millis(100);
 /// From a failed offer to the next.
 const RETRY: Duration = Duration::from_secs(1);
+/// From an offer to the first [`Action::Knock`]; twice as long to the next, and so on.
+const FIRST_KNOCK: Duration = Duration::from_secs(1);
+/// Between two knocks at most.
+const KNOCKS: Duration = Duration::from_secs(60);
 /// How long a frontend has to let go of the page after `Closing`.
 pub const PATIENCE: Duration = Duration::from_secs(3);
 
@@ -58,6 +62,9 @@ pub enum Action {
     /// Grant a new page with valid content, allocate a new port, write the nodes of both ends: the backend InitWait,
     /// the frontend Initialising. To be answered by [`Event::Offered`] or [`Event::OfferFailed`].
     Offer,
+    /// Draw the guest's attention to the offer. A kernel that was not running when the nodes were written, as while it is
+    /// migrated here, takes no notice of a device that it did not have before, until one of its nodes is written again.
+    Knock,
     /// Write the backend's state.
     State(XenbusState),
     /// Say that the device is being taken away for good.
@@ -77,8 +84,8 @@ enum Phase {
     Waiting { until: Duration },
     /// An [`Action::Offer`] is being carried out.
     Offering,
-    /// Backend InitWait.
-    Offered,
+    /// Backend InitWait. To knock then, and so much later again.
+    Offered { knock: Duration, next: Duration },
     /// Backend Connected.
     Connected,
     /// Backend Closing, until the frontend has let go or the deadline has passed.
@@ -117,13 +124,14 @@ impl Device {
 
     /// Whether an offer stands.
     pub fn is_offered(&self) -> bool {
-        matches!(self.phase, Phase::Offered | Phase::Connected)
+        matches!(self.phase, Phase::Offered { .. } | Phase::Connected)
     }
 
     /// When [`Event::Tick`] is due.
     pub fn deadline(&self) -> Option<Duration> {
         match self.phase {
             Phase::Waiting { until } => Some(until),
+            Phase::Offered { knock, .. } => Some(knock),
             Phase::Ending { deadline, .. } => Some(deadline),
             _ => None,
         }
@@ -136,7 +144,7 @@ impl Device {
             Event::Detach => self.detach(now),
             Event::Gone => self.gone(),
             Event::Offered => {
-                self.phase = Phase::Offered;
+                self.phase = Phase::Offered { knock: now + FIRST_KNOCK, next: FIRST_KNOCK * 2 };
                 vec![]
             }
             Event::OfferFailed => {
@@ -167,7 +175,7 @@ impl Device {
             Phase::Idle => vec![],
             Phase::Waiting { .. } => self.end(now, false),
             // Nobody has said that it uses the page.
-            Phase::Offering | Phase::Offered => {
+            Phase::Offering | Phase::Offered { .. } => {
                 let mut actions = vec![Action::Offline];
                 actions.extend(self.end(now, false));
                 actions
@@ -195,11 +203,11 @@ impl Device {
     fn frontend(&mut self, now: Duration, frontend: Frontend) -> Vec<Action> {
         use XenbusState::{Closed, Closing, Connected, InitWait, Initialised, Initialising};
         match (self.phase, frontend) {
-            (Phase::Offered, Frontend::State(Connected)) => {
+            (Phase::Offered { .. }, Frontend::State(Connected)) => {
                 self.phase = Phase::Connected;
                 vec![Action::State(Connected)]
             }
-            (Phase::Offered, Frontend::State(Closing | Closed) | Frontend::Absent) => self.end(now, true),
+            (Phase::Offered { .. }, Frontend::State(Closing | Closed) | Frontend::Absent) => self.end(now, true),
             (Phase::Connected, Frontend::State(Closing)) => {
                 self.phase = Phase::Ending { deadline: now + PATIENCE, again: true };
                 vec![Action::State(Closing)]
@@ -221,6 +229,10 @@ impl Device {
                 self.phase = Phase::Offering;
                 self.allowance = self.allowance.max(now) + PERIOD;
                 vec![Action::Offer]
+            }
+            Phase::Offered { knock, next } if now >= knock => {
+                self.phase = Phase::Offered { knock: now + next, next: KNOCKS.min(next * 2) };
+                vec![Action::Knock]
             }
             Phase::Ending { deadline, again } if now >= deadline => self.end(now, again),
             _ => vec![],
@@ -262,6 +274,7 @@ mod tests {
         nodes: bool,
         state: Option<XenbusState>,
         offers: Vec<Duration>,
+        knocks: Vec<Duration>,
     }
 
     impl World {
@@ -273,6 +286,7 @@ mod tests {
                 nodes: false,
                 state: None,
                 offers: Vec::new(),
+                knocks: Vec::new(),
             }
         }
 
@@ -294,6 +308,10 @@ mod tests {
                         assert!(self.nodes, "{state} written where there is no device");
                         assert!(self.page, "{state} without a page");
                         self.state = Some(state);
+                    }
+                    Action::Knock => {
+                        assert_eq!(self.state, Some(XenbusState::InitWait));
+                        self.knocks.push(self.now);
                     }
                     Action::Offline => assert!(self.nodes),
                     Action::Withdraw => {
@@ -463,6 +481,17 @@ mod tests {
         assert!(world.page);
         world.pass(Duration::from_millis(1), true);
         assert!(!world.page && !world.nodes);
+    }
+
+    #[test]
+    fn a_guest_that_takes_no_notice_is_knocked_at_ever_less_often() {
+        let mut world = World::new();
+        world.event(Event::Attach, true);
+        world.pass(Duration::from_secs(200), true);
+        assert_eq!(world.knocks, [1, 3, 7, 15, 31, 63, 123, 183].map(Duration::from_secs));
+        world.good_driver();
+        world.pass(Duration::from_secs(200), true);
+        assert_eq!(world.knocks.len(), 8, "{world:?}");
     }
 
     #[test]

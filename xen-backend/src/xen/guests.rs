@@ -633,6 +633,11 @@ impl Manager {
                 guest.backend = state;
                 self.store.write_state(domid, state).await
             }
+            Action::Knock => match self.store.knock(domid).await {
+                // As it shall: its domain, or its guest, has just removed it.
+                Err(XenError::Gone(_)) => Ok(()),
+                result => result,
+            },
             Action::Offline => self.store.write_offline(domid).await,
             Action::Withdraw => {
                 self.withdraw(domid);

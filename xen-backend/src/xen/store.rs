@@ -273,7 +273,7 @@ impl Store {
         let condition = (format!("{}/vm", xenbus::domain_dir(domid)), vm.to_string());
         let frontend = Directory {
             path: xenbus::frontend_dir(domid),
-            permissions: Permissions { owner: domid, reader: 0 },
+            permissions: frontend_permissions(domid),
             nodes: vec![
                 (node::BACKEND, xenbus::backend_dir(domid)),
                 (node::BACKEND_ID, "0".into()),
@@ -295,16 +295,19 @@ impl Store {
                 (node::STATE, XenbusState::InitWait.number()),
             ],
         };
-        let path = backend.path.clone();
-        let written = tokio::task::spawn_blocking(move || {
-            transaction::write_if((&condition.0, &condition.1), &[backend, frontend])
-        })
-        .await
-        .unwrap_or_else(|panic| Err(io::Error::other(panic)));
-        written.map_err(|source| match source.kind() {
-            io::ErrorKind::NotFound => XenError::Gone(domid),
-            _ => XenError::Store { what: "write", path, source },
-        })
+        write_if(domid, condition, vec![backend, frontend]).await
+    }
+
+    /// Writes a node of the frontend's as it is, which makes the guest look whether it knows the device.
+    ///
+    /// # Errors
+    ///
+    /// [`XenError::Gone`] if that node is not as it was offered any more.
+    pub async fn knock(&self, domid: u16) -> Result<(), XenError> {
+        let (path, backend) = (xenbus::frontend_dir(domid), xenbus::backend_dir(domid));
+        let condition = (format!("{path}/{}", node::BACKEND), backend.clone());
+        let nodes = vec![(node::BACKEND, backend)];
+        write_if(domid, condition, vec![Directory { path, permissions: frontend_permissions(domid), nodes }]).await
     }
 
     /// Writes the backend's state.
@@ -345,6 +348,21 @@ impl Store {
         })
         .await
     }
+}
+
+fn frontend_permissions(domid: u16) -> Permissions {
+    Permissions { owner: domid, reader: 0 }
+}
+
+/// [`transaction::write_if`], with [`XenError::Gone`] if the condition does not hold.
+async fn write_if(domid: u16, condition: (String, String), directories: Vec<Directory>) -> Result<(), XenError> {
+    let path = directories.first().map(|directory| directory.path.clone()).unwrap_or_default();
+    let write = move || transaction::write_if((&condition.0, &condition.1), &directories);
+    let written = tokio::task::spawn_blocking(write).await.unwrap_or_else(|panic| Err(io::Error::other(panic)));
+    written.map_err(|source| match source.kind() {
+        io::ErrorKind::NotFound => XenError::Gone(domid),
+        _ => XenError::Store { what: "write", path, source },
+    })
 }
 
 /// Whether a path is that of a domain's directory in [`LIBXL`], not of what lies in it.
