@@ -124,7 +124,7 @@ impl Change {
 }
 
 /// What was found of all readings.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Verdict {
     /// How many there were.
     pub readings: u64,
@@ -159,25 +159,32 @@ pub struct Verdict {
 impl Readings {
     /// Judges them. `kind` is the guest's.
     pub fn judge(&self, kind: Kind) -> Result<Verdict> {
-        ensure!(!self.records.is_empty(), "the reader noted nothing down");
-        let mut verdict = Verdict { bounds: (u64::MAX, 0), ..Verdict::default() };
-        let mut tolerances = Vec::new();
+        let verdict = self.judge_parts(kind, &[i64::MAX])?.pop();
+        verdict.context("the reader noted nothing down")
+    }
+
+    /// Judges them part by part: those up to the first of these true times (ns since 1970, ascending), from there to the
+    /// second, and so on. Those after the last are not judged.
+    pub fn judge_parts(&self, kind: Kind, ends: &[i64]) -> Result<Vec<Verdict>> {
+        let mut verdicts = vec![Verdict { bounds: (u64::MAX, 0), ..Verdict::default() }; ends.len()];
+        let mut tolerances = vec![Vec::new(); ends.len()];
+        let passed = |part: usize, at: i64| ends[part..].iter().take_while(|end| **end < at).count();
+        let (mut part, mut ahead) = (0, 0);
         let mut relation: Option<(u64, Relation)> = None;
         let mut last: Option<Judged> = None;
         let (mut errors, mut disrupted) = (0, None);
         for record in &self.records {
             let kind_of_record = RecordKind::new(record.kind).context("a record of an unknown kind")?;
             if !kind_of_record.is_readable() {
+                // An error has no time, so that it is placed by the guest's own since the last reading.
+                part += passed(part, ahead + record.raw_nanos.cast_signed());
+                let Some(verdict) = verdicts.get_mut(part) else { break };
                 verdict.errors += record.count;
                 errors += record.count;
                 if kind_of_record == RecordKind::Unreliable {
                     disrupted = relation.as_ref().map(|(marker, _)| *marker);
                 }
                 continue;
-            }
-            if disrupted == Some(record.marker) {
-                verdict.revenants += record.count;
-                verdict.fault(|| format!("read on a clock that was said to be disrupted: {record:?}"));
             }
             let is_new = relation.as_ref().is_none_or(|(marker, _)| *marker != record.marker);
             if is_new {
@@ -186,8 +193,15 @@ impl Readings {
             }
             let (_, related) = relation.as_ref().expect("set above");
             let (first, end) = (Judged::new(record.first, related)?, Judged::new(record.last, related)?);
+            ahead = first.truth.earliest - record.raw_nanos.cast_signed();
+            part += passed(part, first.truth.earliest);
+            let Some(verdict) = verdicts.get_mut(part) else { break };
+            if disrupted == Some(record.marker) {
+                verdict.revenants += record.count;
+                verdict.fault(|| format!("read on a clock that was said to be disrupted: {record:?}"));
+            }
             verdict.add(record, &first, &end);
-            tolerances.extend([first.truth.tolerance(), end.truth.tolerance()]);
+            tolerances[part].extend([first.truth.tolerance(), end.truth.tolerance()]);
             if let Some(last) = last
                 && is_new
             {
@@ -202,9 +216,12 @@ impl Readings {
             last = Some(end);
             errors = 0;
         }
-        tolerances.sort_unstable();
-        verdict.tolerance = (tolerances[tolerances.len() / 2], tolerances[tolerances.len() - 1]);
-        Ok(verdict)
+        for (verdict, mut tolerances) in verdicts.iter_mut().zip(tolerances) {
+            tolerances.sort_unstable();
+            let at = |part: usize| tolerances.get(part).copied().unwrap_or_default();
+            verdict.tolerance = (at(tolerances.len() / 2), at(tolerances.len().saturating_sub(1)));
+        }
+        Ok(verdicts)
     }
 
     /// How many answers the truth rests on.
@@ -267,9 +284,15 @@ impl Verdict {
         self.changes.iter().max_by_key(|change| change.jump().abs())
     }
 
+    /// Fails if any reading was wrong.
+    pub fn ensure_none_wrong(&self) -> Result<()> {
+        ensure!(self.faults.is_empty(), "{self}\n{}", self.faults.join("\n"));
+        Ok(())
+    }
+
     /// Fails if any reading was wrong, if too few can be shown to be right, or if a jump is larger than its bounds say.
     pub fn check(&self) -> Result<()> {
-        ensure!(self.faults.is_empty(), "{self}\n{}", self.faults.join("\n"));
+        self.ensure_none_wrong()?;
         ensure!(self.undecided as f64 <= self.records as f64 * UNDECIDED, "too much cannot be told: {self}");
         for change in &self.changes {
             let tolerance = change.first.truth.tolerance() + change.last.truth.tolerance();
@@ -356,6 +379,20 @@ mod tests {
         let verdict = judge([record(50_000_000_000, 9_500)]);
         assert_eq!((verdict.wrong, verdict.undecided), (0, 1), "{verdict}");
         assert!(verdict.check().is_err());
+    }
+
+    #[test]
+    fn readings_and_errors_are_counted_in_the_part_in_which_they_were() {
+        let seconds = |n: u64| n * 1_000_000_000;
+        // The guest's own time is 3 s behind.
+        let timed = |n: u64, record: Record| Record { raw_nanos: seconds(n - 3), ..record };
+        let errors = |n| timed(n, Record { kind: RecordKind::Initializing as u64, count: 1, ..Record::default() });
+        let right = |n| timed(n, record(seconds(n), 0));
+        let records = [right(10), right(20), errors(25), errors(35), right(45), errors(46), errors(90)].to_vec();
+        let ends = [15, 30, 40, 50].map(|n| seconds(n).cast_signed());
+        let verdicts = Readings { records, observed: observed(1.0) }.judge_parts(Kind::Pvh, &ends).expect("judged");
+        let counts: Vec<_> = verdicts.iter().map(|verdict| (verdict.readings, verdict.errors)).collect();
+        assert_eq!(counts, [(10, 0), (10, 1), (0, 1), (10, 1)]);
     }
 
     #[test]

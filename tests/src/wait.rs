@@ -43,3 +43,13 @@ pub fn until<T>(what: &str, limit: Duration, mut condition: impl FnMut() -> Resu
         thread::sleep(Duration::from_millis(50));
     }
 }
+
+/// Lets time pass, where time itself is what a test is about.
+pub fn pass(duration: Duration) -> Result<()> {
+    let start = Instant::now();
+    while let Some(left) = duration.checked_sub(start.elapsed()) {
+        check()?;
+        thread::sleep(left.min(Duration::from_millis(100)));
+    }
+    Ok(())
+}

@@ -13,7 +13,7 @@ const CLOSE_NS: i64 = 100_000;
 const LIMIT: Duration = Duration::from_secs(60);
 
 /// A clock that is seconds wrong is right at once; it stays on the shared clock, the kernel knows how good it is, and it is
-/// right again after the guest was saved and restored.
+/// right again after the guest was saved and restored. While there is no shared clock it is held where it is.
 pub fn a_guests_system_clock_follows_the_shared_clock_through_a_restore(lab: &Lab) -> Result<()> {
     let host = lab.boot()?;
     let mut guests = demo::synchronise(&host)?;
@@ -35,6 +35,20 @@ pub fn a_guests_system_clock_follows_the_shared_clock_through_a_restore(lab: &La
         guest.await_synchronized()?;
         await_close(guest)?;
         check(guest, &difference(guest)?)?;
+    }
+    host.stop_radclockd("TERM")?;
+    for guest in &guests {
+        wait::until("the service to hold", LIMIT, || {
+            Ok(log(guest)?.contains("cannot be read: holding").then_some(()))
+        })?;
+    }
+    host.start_radclockd()?;
+    for guest in &guests {
+        let stepped = |log: &str| log.matches("stepped").count();
+        let before = stepped(&log(guest)?);
+        guest.await_synchronized()?;
+        await_close(guest)?;
+        ensure!(stepped(&log(guest)?) == before, "{} was not held: {}", guest.name(), log(guest)?);
     }
     // Told to stop, it leaves a clock that says that nobody keeps it.
     for guest in &guests {

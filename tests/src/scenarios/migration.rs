@@ -13,7 +13,7 @@ use crate::guest::{Guest, Kind};
 use crate::host::{Host, Pair, SECOND_RATE_PPB};
 use crate::progress::Step;
 use crate::readings::{Change, Reader, Verdict};
-use crate::{Lab, divergence};
+use crate::{Lab, divergence, wait};
 
 /// How often there and back, if another number than [`ROUNDS`] is wanted: more take too long for each run of all scenarios.
 const ROUNDS_VARIABLE: &str = "LAB_ROUNDS";
@@ -127,14 +127,14 @@ impl Moves {
         let mut timings = Vec::new();
         for round in 1..=rounds()? {
             for (to, name) in [(&pair.second, "second"), (&pair.first, "first")] {
-                std::thread::sleep(STAY);
+                wait::pass(STAY)?;
                 let step = Step::begin(format!("Round {round}: {} to the {name} host", kind.name()));
                 guest.migrate(to)?;
                 timings.push(Timing::of(&guest)?);
                 step.done();
             }
         }
-        std::thread::sleep(STAY);
+        wait::pass(STAY)?;
         let step = Step::begin(format!("Judging the readings of {}", kind.name()));
         guest.run("kill $(cat /run/load.pid)")?;
         let readings = reader.stop(&guest)?;

@@ -6,14 +6,18 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 
 use super::footprint::{Footprint, ensure_no_complaint, ensure_no_complaint_in};
-use super::suspend::{await_connected, ensure_clock, ensure_no_clock, judge, start_radclockd_without_clock, stay};
+use super::suspend::{
+    await_connected, background, end_background, ensure_clock, ensure_no_clock, judge, start_radclockd_without_clock,
+    stay,
+};
 use crate::command::{self, Background};
 use crate::guest::{Guest, Kind};
-use crate::host::{Host, Pair};
+use crate::host::{COMMAND_LIMIT, Host, Pair};
 use crate::readings::Reader;
-use crate::{Lab, wait};
+use crate::{Lab, truth, wait};
 
 const MOVE_LIMIT: Duration = Duration::from_secs(600);
+const MIGRATE_LOCALLY: &str = "xl migrate -s '' pv 'xl migrate-receive'";
 
 /// Two hosts with synchronised daemons, and what they were before any guest.
 struct Scene<'pair> {
@@ -110,7 +114,7 @@ pub fn a_migration_that_fails_resumes_with_the_clock(lab: &Lab) -> Result<()> {
 }
 
 /// Saved here, restored there; then to a host whose daemon is not there, not synchronised, or late; then two at once in
-/// opposite directions.
+/// opposite directions; then a PV guest to the host that it is on, for which Debian's Xen lacks shadow paging.
 pub fn a_guest_gets_the_clock_of_any_host_as_soon_as_that_has_one(lab: &Lab) -> Result<()> {
     let pair = lab.boot_pair()?;
     let scene = Scene::begin(&pair)?;
@@ -157,8 +161,58 @@ pub fn a_guest_gets_the_clock_of_any_host_as_soon_as_that_has_one(lab: &Lab) -> 
     for guest in [&pvh, &other] {
         ensure_clock(guest, "moved while another guest moved the other way")?;
     }
+    pv.host().run(MIGRATE_LOCALLY)?;
+    ensure_clock(&pv, "after a migration to the same host")?;
     stay()?;
     scene.end(vec![(pv, pv_reader), (pvh, pvh_reader), (other, other_reader)])
+}
+
+/// On both hosts the guest is attached and detached as fast as that goes; it goes without a device to a host that offers one;
+/// its driver is loaded and unloaded all the time. It moves in the midst of each, a PV and a PVH guest. The clock is
+/// disrupted too often meanwhile to judge each of its readings.
+pub fn guests_migrate_in_the_midst_of_attach_detach_and_module_load(lab: &Lab) -> Result<()> {
+    let pair = lab.boot_pair()?;
+    let scene = Scene::begin(&pair)?;
+    for kind in [Kind::Pv, Kind::Pvh] {
+        let mut guest = scene.create(&pair.first, kind.name(), kind)?;
+        // Both fail while the guest is away.
+        let attach = format!("while :; do radclock-ctl detach {0}; radclock-ctl attach {0}; done", guest.name());
+        pair.hosts().into_iter().try_for_each(|host| background(host, "attach", &attach))?;
+        guest.migrate(&pair.second)?;
+        guest.migrate(&pair.first)?;
+        pair.hosts().into_iter().try_for_each(|host| end_background(host, "attach"))?;
+        pair.first.run(&format!("radclock-ctl attach {}", guest.name()))?;
+        ensure_right(&guest, "after attach and detach")?;
+
+        pair.first.run(&format!("radclock-ctl detach {}", guest.name()))?;
+        wait::until("the device to be gone", COMMAND_LIMIT, || {
+            let device = guest.output("test -e /sys/bus/xen/devices/radclock-0", COMMAND_LIMIT)?;
+            Ok((!device.status.success()).then_some(()))
+        })?;
+        guest.migrate(&pair.second)?;
+        ensure_right(&guest, "moved without a device to a host that offers one")?;
+
+        let load = "while [ -e /tmp/go ]; do rmmod xen_radclockfront; insmod /lib/xen-radclockfront.ko; done; touch /tmp/ended";
+        guest.run(&format!("touch /tmp/go; setsid sh -c '{load}' > /dev/null 2>&1 &"))?;
+        guest.migrate(&pair.first)?;
+        guest.run("rm /tmp/go")?;
+        wait::until("the driver's loading to end", COMMAND_LIMIT, || {
+            let ended = guest.output("test -e /tmp/ended", COMMAND_LIMIT)?;
+            Ok(ended.status.success().then_some(()))
+        })?;
+        ensure_right(&guest, "after loading and unloading")?;
+        ensure_no_complaint_in(&guest)?;
+        guest.destroy()?;
+    }
+    scene.end(vec![])
+}
+
+/// The guest has the clock, soon, and all of a thousand readings are inside their bounds.
+fn ensure_right(guest: &Guest, after: &str) -> Result<()> {
+    ensure_clock(guest, after)?;
+    let truth = truth::measure(guest.host(), Duration::from_secs(1), |probe| guest.expression(probe))?;
+    ensure!(truth.is_inside(), "{after}, {}'s error is outside of its bound: {truth:?}", guest.name());
+    Ok(())
 }
 
 /// Copies a file to the other host over the network between them, and removes it here.

@@ -48,7 +48,7 @@ fn prepare(host: &Host, guest: &Guest, option: &str) -> Result<()> {
 }
 
 /// A process in a guest sees each warning, the disruption, and the jump, in this order, and no time without a clock;
-/// afterwards nothing is left of the warning, whether the guest moved on or was only copied.
+/// afterwards nothing is left of the warning, whether the guest moved on or was only copied. A daemon that died warns of nothing any more as soon as there is another.
 pub fn a_guest_is_warned_and_sees_the_whole_disruption(lab: &Lab) -> Result<()> {
     let host = lab.boot()?;
     host.start_radclockd()?;
@@ -91,6 +91,20 @@ pub fn a_guest_is_warned_and_sees_the_whole_disruption(lab: &Lab) -> Result<()> 
         let as_expected = events.len() == expected.len()
             && events.iter().zip(expected).all(|(event, expected)| event.starts_with(expected));
         ensure!(as_expected, "{} saw {seen:#?}", guest.name());
+    }
+
+    for guest in &guests {
+        prepare(&host, guest, "")?;
+        await_line(guest, SOON)?;
+    }
+    host.stop_radclockd("KILL")?;
+    host.start_radclockd()?;
+    for guest in &guests {
+        wait::until("the end of a dead daemon's warning", LIMIT, || {
+            let seen = watched(guest)?;
+            let warned = seen.iter().rposition(|line| line == SOON).context("no third warning")?;
+            Ok(seen[warned..].iter().any(|line| line == OVER).then_some(()))
+        })?;
     }
     Ok(())
 }
