@@ -54,7 +54,7 @@ impl World {
                     let answer = if self.offers_fail { Event::OfferFailed } else { Event::Offered };
                     assert_eq!(self.device.step(self.now, answer), []);
                 }
-                Action::State(_) => assert!(self.nodes && self.page),
+                Action::State(_) | Action::Knock => assert!(self.nodes && self.page),
                 Action::Offline => assert!(self.nodes),
                 Action::Withdraw => {
                     assert!(self.page);
