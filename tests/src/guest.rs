@@ -44,6 +44,12 @@ impl Host {
         Ok(Guest { host: self, name: name.to_owned(), kind })
     }
 
+    /// Creates a guest with so many virtual CPUs.
+    pub fn create_with_cpus(&self, name: &str, kind: Kind, cpus: u32) -> Result<Guest<'_>> {
+        self.run(&format!("guest-create {name} {} 128 {cpus}", kind.name()))?;
+        Ok(Guest { host: self, name: name.to_owned(), kind })
+    }
+
     /// Creates a guest with a network interface that has this address, of 10.9.0.0/24, on the link of a pair of hosts.
     pub fn create_with_network(&self, name: &str, kind: Kind, address: &str) -> Result<Guest<'_>> {
         self.run(&format!("ADDRESS={address} guest-create {name} {}", kind.name()))?;

@@ -12,7 +12,7 @@ use lab::host::Host;
 use lab::payload::Parts;
 use lab::progress::Step;
 use lab::scenarios::{self, SCENARIOS};
-use lab::{Lab, demo, experiments, figures, packages, wait, xen};
+use lab::{Lab, demo, experiments, figures, packages, soak, wait, xen};
 
 /// Real Xen hosts in QEMU.
 #[derive(Parser)]
@@ -67,6 +67,15 @@ enum Command {
         name: Vec<String>,
         #[command(flatten)]
         setup: Setup,
+    },
+    /// Let guests come and go, servers fail and daemons die, at random; then print wrong readings, crashes and leaks.
+    Soak {
+        /// For so long.
+        #[arg(value_parser = hours)]
+        hours: Duration,
+        /// The same seed makes the same events.
+        #[arg(long, default_value_t = 1)]
+        seed: u64,
     },
     /// Boot the demo's host, with its guests, and give a shell in its Dom0.
     Shell {
@@ -146,9 +155,15 @@ fn run(command: Command) -> Result<()> {
             Ok(())
         }
         Command::Run { name, setup } => run_scenarios(&name, &setup),
+        Command::Soak { hours, seed } => soak::run(&Lab::prepare(Parts::All)?, hours, seed),
         Command::Shell { setup, stay, idle, two: false } => shell(&setup, stay, idle),
         Command::Shell { setup, stay, idle, two: true } => shell_of_two(&setup, stay, idle),
     }
+}
+
+fn hours(text: &str) -> Result<Duration, String> {
+    let hours = text.parse::<f64>().map_err(|_| "not a number of hours".to_owned())?;
+    Duration::try_from_secs_f64(hours * 3600.0).map_err(|error| error.to_string())
 }
 
 fn run_scenarios(names: &[String], setup: &Setup) -> Result<()> {

@@ -4,7 +4,8 @@ mod agreement;
 mod counters;
 mod daemon;
 mod discipline;
-mod footprint;
+mod faults;
+pub(crate) mod footprint;
 mod guests;
 mod lab;
 mod migration;
@@ -48,6 +49,7 @@ scenarios! {
     counters::the_series_apply_to_debians_sources,
     counters::dom0_samples_counters_on_the_patched_xen_and_nobody_crashes_it,
     warning::a_guest_is_warned_and_sees_the_whole_disruption,
+    faults::no_reading_is_wrong_whatever_goes_wrong_around_the_clock,
     mistakes::each_mistake_is_told_in_one_line,
     suspend::saved_guests_get_the_clock_of_whichever_daemon_is_there,
     suspend::restored_guests_have_the_clock_that_the_daemon_has,

@@ -2,6 +2,7 @@
 
 mod accuracy;
 mod accuracy_lab;
+mod faults;
 mod migration;
 mod peer;
 
@@ -43,6 +44,11 @@ pub const EXPERIMENTS: &[Experiment] = &[
         name: "accuracy-lab",
         about: "Dom0's clock in the lab, beside chronyd's on the same path (an hour; --quick: 5 min)",
         run: accuracy_lab::run,
+    },
+    Experiment {
+        name: "faults",
+        about: "what readings are worth while all goes wrong around the clock (45 min; --quick: 5 min)",
+        run: faults::run,
     },
     Experiment {
         name: "migration",

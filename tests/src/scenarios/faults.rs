@@ -1,0 +1,18 @@
+//! What goes wrong around a clock, for seconds each; `ci/experiment faults` is the same for longer.
+
+use anyhow::{Context, Result, ensure};
+
+use crate::{Lab, faults};
+
+/// Servers that lie, fall silent or talk nonsense; Dom0's own clock; too little CPU; daemons that die, stand still or are
+/// upgraded; pauses: none of a PV and a PVH guest's readings is outside of its bound.
+pub fn no_reading_is_wrong_whatever_goes_wrong_around_the_clock(lab: &Lab) -> Result<()> {
+    let outcomes = faults::run(lab, true)?;
+    eprintln!("{}", faults::table(&outcomes).markdown());
+    for outcome in outcomes {
+        let about = || format!("{}, {}", outcome.fault, outcome.guest);
+        outcome.verdict.ensure_none_wrong().with_context(about)?;
+        ensure!(outcome.readings > 0, "{}: the clock was never read", about());
+    }
+    Ok(())
+}

@@ -1,0 +1,185 @@
+//! Hours of everything: guests come, go, reboot, are saved, restored, attached and detached; servers fail and daemons die, at
+//! random from a seed. At the end: what was wrong, what crashed, and what is left behind.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+
+use crate::Lab;
+use crate::faults::{FAULTS, Scene};
+use crate::guest::{Guest, Kind};
+use crate::host::Host;
+use crate::progress::Step;
+use crate::scenarios::footprint::{Footprint, await_forgotten, ensure_no_complaint, ensure_no_complaint_in};
+
+/// After so many events the readings are judged, and reading begins anew.
+const EVENTS: usize = 8;
+/// Guests that come and go, besides the two that stay.
+const VISITORS: usize = 3;
+/// One more than the guests need: while a page is exchanged, its guest has two.
+const PAGES: usize = VISITORS + 2 + 3;
+
+/// What can happen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Event {
+    Fault(usize),
+    Create,
+    Destroy,
+    Reboot,
+    SaveAndRestore,
+    Attach,
+    Restart,
+}
+
+impl fmt::Display for Event {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.write_str(match self {
+            Event::Fault(number) => FAULTS[*number].name,
+            Event::Create => "a guest comes",
+            Event::Destroy => "a guest goes",
+            Event::Reboot => "a guest is rebooted",
+            Event::SaveAndRestore => "a guest that is read is saved and restored",
+            Event::Attach => "a guest is detached and attached",
+            Event::Restart => "radclockd is restarted",
+        })
+    }
+}
+
+/// What was found, all in all.
+#[derive(Debug, Default)]
+struct Tally {
+    events: BTreeMap<Event, usize>,
+    readings: u64,
+    errors: u64,
+    wrong: u64,
+    undecided: u64,
+    faults: Vec<String>,
+}
+
+/// Runs it for so long, and a little longer. The same seed makes the same events.
+pub fn run(lab: &Lab, duration: Duration, seed: u64) -> Result<()> {
+    let host = lab.boot()?;
+    let mut random = fastrand::Rng::with_seed(seed);
+    let scene = Scene::begin(&host)?;
+    let before = Footprint::after_a_first_guest(&host)?;
+    host.run(&format!("echo {PAGES} > /sys/module/xen_gntalloc/parameters/limit"))?;
+    let mut scene = scene.with_guests()?;
+    let mut soak = Soak { host: &host, visitors: Vec::new(), visits: 0, tally: Tally::default() };
+    let start = Instant::now();
+    while start.elapsed() < duration {
+        let readers = scene.read()?;
+        for _ in 0..EVENTS {
+            let event = soak.choose(&mut random);
+            let step =
+                Step::begin(format!("{} of {} min: {event}", start.elapsed().as_secs() / 60, duration.as_secs() / 60));
+            let log = || host.radclockd_log().unwrap_or_default();
+            soak.happen(event, &mut scene, &mut random).with_context(log).with_context(|| event.to_string())?;
+            *soak.tally.events.entry(event).or_default() += 1;
+            step.done();
+        }
+        for (guest, reader) in scene.guests.iter().zip(readers) {
+            let verdict = reader.stop(guest)?.judge(guest.kind())?;
+            soak.tally.readings += verdict.readings;
+            soak.tally.errors += verdict.errors;
+            soak.tally.wrong += verdict.wrong + verdict.revenants + verdict.backwards;
+            soak.tally.undecided += verdict.undecided;
+            soak.tally.faults.extend(verdict.faults);
+        }
+    }
+    let Soak { visitors, tally, .. } = soak;
+    println!("seed {seed}, {} min: {tally}", start.elapsed().as_secs() / 60);
+    ensure!(tally.wrong == 0, "wrong readings:\n{}", tally.faults.join("\n"));
+    for guest in scene.guests.into_iter().chain(visitors) {
+        ensure_no_complaint_in(&guest)?;
+        guest.destroy()?;
+    }
+    await_forgotten(&host)?;
+    ensure_no_complaint(&host)?;
+    before.await_again(&host).context("something is left behind")?;
+    println!("nobody complained, and nothing is left behind (grants, ports, nodes, files, memory)");
+    Ok(())
+}
+
+struct Soak<'host> {
+    host: &'host Host,
+    visitors: Vec<Guest<'host>>,
+    visits: usize,
+    tally: Tally,
+}
+
+impl<'host> Soak<'host> {
+    /// One that is possible now.
+    fn choose(&self, random: &mut fastrand::Rng) -> Event {
+        loop {
+            let event = match random.usize(..10) {
+                0..4 => Event::Fault(random.usize(..FAULTS.len())),
+                4 => Event::Create,
+                5 => Event::Destroy,
+                6 => Event::Reboot,
+                7 => Event::SaveAndRestore,
+                8 => Event::Attach,
+                _ => Event::Restart,
+            };
+            let possible = match event {
+                Event::Create => self.visitors.len() < VISITORS,
+                Event::Destroy | Event::Reboot | Event::Attach => !self.visitors.is_empty(),
+                _ => true,
+            };
+            if possible {
+                return event;
+            }
+        }
+    }
+
+    fn happen(&mut self, event: Event, scene: &mut Scene<'host>, random: &mut fastrand::Rng) -> Result<()> {
+        let visitor = random.usize(..VISITORS) % self.visitors.len().max(1);
+        match event {
+            Event::Fault(number) => scene.suffer(&FAULTS[number], true)?,
+            Event::Create => {
+                self.visits += 1;
+                let kind = if random.bool() { Kind::Pv } else { Kind::Pvh };
+                let guest = self.host.create(&format!("visitor{}", self.visits), kind)?;
+                // Sometimes it goes before it has booted.
+                if random.u8(..4) > 0 {
+                    guest.await_synchronized()?;
+                }
+                self.visitors.push(guest);
+            }
+            Event::Destroy => self.visitors.swap_remove(visitor).destroy()?,
+            Event::Reboot => {
+                self.visitors[visitor].await_boot()?;
+                self.visitors[visitor].reboot()?;
+                self.visitors[visitor].await_synchronized()?;
+            }
+            Event::SaveAndRestore => {
+                let guest = random.choice(&mut scene.guests).context("no guest")?;
+                let image = format!("/tmp/{}.saved", guest.name());
+                guest.save(&image)?;
+                guest.restore(self.host, &image)?;
+                guest.await_synchronized()?;
+            }
+            Event::Attach => {
+                let guest = &self.visitors[visitor];
+                guest.await_boot()?;
+                self.host.run(&format!("radclock-ctl detach {0} && radclock-ctl attach {0}", guest.name()))?;
+                guest.await_synchronized()?;
+            }
+            Event::Restart => {
+                scene.restart()?;
+                self.host.await_synchronized()?;
+                scene.guests.iter().try_for_each(Guest::await_synchronized)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Display for Tally {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        let Tally { events, readings, errors, wrong, undecided, .. } = self;
+        writeln!(f, "{readings} readings, {wrong} records of them wrong, {undecided} undecided, {errors} errors")?;
+        events.iter().try_for_each(|(event, times)| writeln!(f, "{times:>6} × {event}"))
+    }
+}
