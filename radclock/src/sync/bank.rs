@@ -1,6 +1,8 @@
 //! The bank of filters: one for each combination of how far the oscillator wanders and how noisy a reading is. Each is
 //! weighted by how well it foretold the recent stamps, so that nothing has to be told about the machine or the network.
 
+use std::collections::VecDeque;
+
 use super::cycle::Pace;
 use super::filter::{Assumed, Direction, Filter, Normal, Step};
 
@@ -14,16 +16,18 @@ const NOISES: [f64; 6] = [0.5e-6, 2e-6, 8e-6, 32e-6, 128e-6, 600e-6];
 const WILD_WANDERS: [f64; 2] = [1e-13, 1e-9];
 const WILD_NOISES: [f64; 3] = [2e-6, 32e-6, 300e-6];
 /// Amplitude of a cycle of the rate, and what it wanders besides, 1/s.
-const CYCLES: [(f64, f64); 5] = [(1e-8, 1e-20), (1e-8, 3e-19), (1e-7, 3e-19), (1e-7, 1e-17), (1e-7, 1e-20)];
-const CYCLE_NOISES: [f64; 4] = [0.5e-6, 2e-6, 8e-6, 32e-6];
+const CYCLES: [(f64, f64); 3] = [(1e-8, 1e-20), (1e-7, 3e-19), (1e-7, 1e-17)];
+const CYCLE_NOISES: [f64; 3] = [0.5e-6, 2e-6, 8e-6];
 /// The evidence for a filter rests on about so many stamps.
 const MEMORY_STAMPS: f64 = 400.0;
 /// A stamp counts as so much evidence. No oscillator does a random walk exactly, so evidence taken in full would soon leave
 /// one filter alone, and not the one with the smallest error; taken in part, neighbours are averaged.
 const TRUST: f64 = 0.25;
-/// A filter whose evidence (natural logarithm) lags by so much starts anew from the best: it would never come back by
-/// itself, but a change of the oscillator may make it the best within a few stamps.
+/// A filter whose evidence (natural logarithm) lags by so much is put to sleep: it would never come back by itself…
 const HOPELESS: f64 = 300.0;
+/// …but a change of the oscillator may make it the best within a few stamps. So at each stamp so many of those asleep try
+/// again from the state of the best.
+const WOKEN: usize = 3;
 /// How closely a delay is known that only teaches the delay models, s².
 const LEARNT_VARIANCE: f64 = 1e-12;
 /// A weight that is not worth the arithmetic.
@@ -43,6 +47,8 @@ struct Member {
 #[derive(Clone, Debug)]
 pub(super) struct Bank {
     members: Vec<Member>,
+    /// What the hopeless ones assumed; they take part in nothing.
+    asleep: VecDeque<Assumed>,
     /// Angular frequency of the rate's cycle, rad/s, once there is one.
     frequency: Option<f64>,
 }
@@ -62,6 +68,7 @@ impl Bank {
                 .into_iter()
                 .map(|assumed| Member { filter: Filter::new(assumed, rtt, skew), evidence: 0.0, weight })
                 .collect(),
+            asleep: VecDeque::new(),
             frequency: None,
         }
     }
@@ -95,17 +102,32 @@ impl Bank {
         self.weigh();
     }
 
-    /// Weighs the filters by their evidence, and starts the hopeless ones anew.
+    fn best(&self) -> Option<&Member> {
+        self.members.iter().max_by(|a, b| a.evidence.total_cmp(&b.evidence))
+    }
+
+    /// Starts some of the hopeless filters anew from the best.
+    fn wake(&mut self) {
+        let Some(Member { filter, evidence, .. }) = self.best().cloned() else { return };
+        for assumed in self.asleep.drain(..WOKEN.min(self.asleep.len())) {
+            self.members.push(Member { filter: filter.assuming(assumed), evidence: evidence - HOPELESS, weight: 0.0 });
+        }
+    }
+
+    /// Weighs the filters by their evidence, and puts the hopeless ones to sleep.
     fn weigh(&mut self) {
-        let Some(best) = self.members.iter().max_by(|a, b| a.evidence.total_cmp(&b.evidence)) else { return };
-        let Member { filter, evidence, .. } = best.clone();
+        let Some(best) = self.best().map(|best| best.evidence) else { return };
+        let asleep = &mut self.asleep;
+        self.members.retain(|member| {
+            let hopeless = member.evidence < best - HOPELESS;
+            if hopeless {
+                asleep.push_back(member.filter.assumed());
+            }
+            !hopeless
+        });
         let mut total = 0.0;
         for member in &mut self.members {
-            if member.evidence < evidence - HOPELESS {
-                member.filter = filter.assuming(member.filter.assumed());
-                member.evidence = evidence - HOPELESS;
-            }
-            member.weight = (TRUST * (member.evidence - evidence)).exp();
+            member.weight = (TRUST * (member.evidence - best)).exp();
             total += member.weight;
         }
         let least = NEGLIGIBLE * total;
@@ -119,6 +141,7 @@ impl Bank {
         for member in &mut self.members {
             member.weight /= total;
         }
+        self.wake();
     }
 
     /// Learns how long delays are from a stamp whose delays above the smallest were these (s), and nothing else.
@@ -171,7 +194,7 @@ impl Bank {
     /// The same, by those filters alone that know of no cycle, however little they weigh.
     pub(super) fn rate_without_cycle(&self) -> Normal {
         let plain = || self.members.iter().filter(|member| member.filter.assumed().cycle == 0.0);
-        let best = plain().map(|member| member.evidence).fold(f64::NEG_INFINITY, f64::max);
+        let Some(best) = plain().map(|member| member.evidence).max_by(f64::total_cmp) else { return self.rate() };
         combine(plain().map(|member| ((TRUST * (member.evidence - best)).exp(), member.filter.rate())))
     }
 

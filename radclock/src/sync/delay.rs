@@ -11,9 +11,6 @@ pub(super) const COMPONENTS: usize = 9;
 /// Their means, s: a factor of four apart, from below any network's jitter to above any congestion worth modelling.
 const SCALES: [f64; COMPONENTS] = [1e-6, 4e-6, 16e-6, 64e-6, 256e-6, 1024e-6, 4096e-6, 16384e-6, 65536e-6];
 
-/// From one to the next.
-const STEP: f64 = 4.0;
-
 /// Their inverses, 1/s.
 const RATES: [f64; COMPONENTS] = {
     let mut rates = SCALES;
@@ -67,48 +64,53 @@ impl Delay {
         let (log_scale, at_zero) =
             if place > 0.0 { (0.0, (-0.5 * place * place).exp()) } else { (-0.5 * place * place, 1.0) };
         let mut shares = [0.0; COMPONENTS];
-        let mut parts = [Normal { mean: 0.0, variance: 0.0 }; COMPONENTS];
+        let mut parts = [Tail { mean: 0.0, variance: 0.0 }; COMPONENTS];
         let mut total = 0.0;
         let mut first = 0.0;
-        // The exponential and the width's part in it. From one scale to the next shorter one the former is raised to
-        // the fourth power and the latter to the sixteenth, which spares the functions.
+        // From one scale to the next shorter one the exponential is raised to the fourth power.
         let mut fall = (-prior.mean.max(0.0) * RATES[COMPONENTS - 1]).exp();
-        let mut width = sigma * RATES[COMPONENTS - 1];
-        let mut lift = (0.5 * width * width).exp();
         for k in (0..COMPONENTS).rev() {
             let ratio = sigma * RATES[k];
             let cut = ratio - place;
-            let tail = if cut >= 0.0 {
-                Tail::of(cut, at_zero * Tail::scaled(cut), at_zero)
+            let (scaled, tail) = if cut >= 0.0 {
+                let tail = Tail::beyond(cut);
+                (at_zero * tail.probability(cut), tail)
             } else if ratio > SHORT {
                 // An exponential so much shorter than the delay had nothing to do with it, nor have those shorter still.
                 break;
-            } else if cut < -CERTAIN {
-                Tail { scaled: fall * lift, mean: -cut, variance: 1.0 }
             } else {
-                Tail::of(cut, fall * lift - at_zero * Tail::scaled(-cut), at_zero)
+                let whole = fall * lift(0.5 * ratio * ratio);
+                if cut < -CERTAIN {
+                    (whole, Tail { mean: -cut, variance: 1.0 })
+                } else {
+                    let scaled = (whole - at_zero * Tail::beyond(-cut).probability(-cut)).max(f64::MIN_POSITIVE);
+                    let hazard = INV_SQRT_TAU * at_zero / scaled;
+                    let mean = hazard - cut;
+                    (scaled, Tail { mean, variance: 1.0 - hazard * mean })
+                }
             };
-            shares[k] = self.weights[k] * RATES[k] * tail.scaled;
-            parts[k] = Normal { mean: sigma * tail.mean, variance: prior.variance * tail.variance };
-            total += shares[k];
-            first += shares[k] * parts[k].mean;
+            let share = self.weights[k] * RATES[k] * scaled;
+            shares[k] = share;
+            parts[k] = tail;
+            total += share;
+            first += share * tail.mean;
             fall *= fall;
             fall *= fall;
-            width *= STEP;
-            lift = if width > SHORT { f64::INFINITY } else { lift.powi(16) };
         }
         if total <= 0.0 {
             // Longer than any congestion that is modelled: it says nothing.
             return Posterior { log_evidence: UNHEARD_OF, excess: prior, shares: self.weights };
         }
-        let mean = first / total;
+        let inverse = 1.0 / total;
+        let mean = first * inverse;
         let mut second = 0.0;
         for (share, part) in shares.iter_mut().zip(parts) {
+            *share *= inverse;
             let off = part.mean - mean;
             second += *share * (part.variance + off * off);
-            *share /= total;
         }
-        Posterior { log_evidence: total.ln() + log_scale, excess: Normal { mean, variance: second / total }, shares }
+        let excess = Normal { mean: sigma * mean, variance: prior.variance * second };
+        Posterior { log_evidence: total.ln() + log_scale, excess, shares }
     }
 
     /// Learns from a stamp.
@@ -137,7 +139,15 @@ impl Delay {
 
     /// Probability of a delay beyond so many seconds.
     pub(super) fn tail(&self, delay: f64) -> f64 {
-        self.weights.iter().zip(&SCALES).map(|(weight, scale)| weight * (-delay.max(0.0) / scale).exp()).sum()
+        let mut fall = (-delay.max(0.0) * RATES[COMPONENTS - 1]).exp();
+        let mut sum = 0.0;
+        for weight in self.weights.iter().rev() {
+            sum += weight * fall;
+            // The next shorter scale's is the fourth power.
+            fall *= fall;
+            fall *= fall;
+        }
+        sum
     }
 }
 
@@ -147,41 +157,71 @@ const CERTAIN: f64 = 7.0;
 /// predicted to be negative or nearly so.
 const SHORT: f64 = 20.0;
 
+const INV_SQRT_TAU: f64 = 0.398_942_280_401_432_7;
+
 /// A normal distribution beyond a cut, in its standard deviations.
+#[derive(Clone, Copy, Debug)]
 struct Tail {
-    /// Its probability, relative to a common scale.
-    scaled: f64,
     /// Mean of what lies there, above the cut.
     mean: f64,
     /// Its variance.
     variance: f64,
 }
 
+/// Beyond so many standard deviations the asymptotic series is good enough, and the closed form cancels.
+const FAR: f64 = 12.0;
+/// Steps of the table below to a standard deviation.
+const FINE: f64 = 16.0;
+/// The mean of a standard normal distribution beyond a cut, above the cut, for each step from 0 to `FAR`.
+static MEANS: [f64; (FAR * FINE) as usize + 2] = {
+    let mut means = [0.0; (FAR * FINE) as usize + 2];
+    let mut step = 0;
+    while step < means.len() {
+        let cut = step as f64 / FINE;
+        means[step] = INV_SQRT_TAU / (0.5 * scaled_erfc(cut * core::f64::consts::FRAC_1_SQRT_2)) - cut;
+        step += 1;
+    }
+    means
+};
+
 impl Tail {
-    /// The standard normal distribution's probability beyond a cut that is not negative, times `exp(cut²/2)`.
-    fn scaled(cut: f64) -> f64 {
-        0.5 * scaled_erfc(cut * core::f64::consts::FRAC_1_SQRT_2)
+    /// Beyond a cut that is not negative.
+    fn beyond(cut: f64) -> Tail {
+        if cut >= FAR {
+            let inverse = 1.0 / cut;
+            let square = inverse * inverse;
+            return Tail {
+                mean: inverse * (1.0 - square * (2.0 - 10.0 * square)),
+                variance: square * (1.0 - square * (6.0 - 50.0 * square)),
+            };
+        }
+        let place = cut * FINE;
+        let step = place as usize;
+        let t = place - step as f64;
+        let (left, right) = (MEANS[step], MEANS[step + 1]);
+        // The derivative follows from the value, so a cubic goes through both neighbours smoothly.
+        let slope = |mean: f64, cut: f64| ((mean + cut) * mean - 1.0) / FINE;
+        let from = step as f64 / FINE;
+        let (start, end) = (slope(left, from), slope(right, from + 1.0 / FINE));
+        let rise = right - left;
+        let mean = left + t * (start + t * (3.0 * rise - 2.0 * start - end + t * (start + end - 2.0 * rise)));
+        Tail { mean, variance: 1.0 - (mean + cut) * mean }
     }
 
-    /// Beyond `cut`, where the probability is `scaled` on the scale on which the density at the cut is `density` times
-    /// that of the standard normal distribution at its mean.
-    fn of(cut: f64, scaled: f64, density: f64) -> Tail {
-        const INV_SQRT_TAU: f64 = 0.398_942_280_401_432_7;
-        if cut > 12.0 {
-            // The asymptotic series, where the closed form would cancel.
-            let inverse = 1.0 / (cut * cut);
-            let mean = (1.0 - inverse * (2.0 - 10.0 * inverse)) / cut;
-            return Tail { scaled, mean, variance: inverse * (1.0 - inverse * (6.0 - 50.0 * inverse)) };
-        }
-        let hazard = INV_SQRT_TAU * density / scaled.max(f64::MIN_POSITIVE);
-        let mean = hazard - cut;
-        Tail { scaled, mean, variance: 1.0 - hazard * mean }
+    /// The probability beyond the cut that this tail belongs to, times `exp(cut²/2)`.
+    fn probability(&self, cut: f64) -> f64 {
+        INV_SQRT_TAU / (self.mean + cut)
     }
+}
+
+/// `exp(x)`, mostly for an `x` that is all but zero.
+fn lift(x: f64) -> f64 {
+    if x < 1e-3 { 1.0 + x * (1.0 + x * (0.5 + x * (1.0 / 6.0))) } else { x.exp() }
 }
 
 /// `exp(x²)·erfc(x)` for `x ≥ 0`, to 1e-8: a Chebyshev fit of `(1 + 2x)·exp(x²)·erfc(x)` in `(x − 3.75)/(x + 3.75)`,
 /// after Shepherd and Laframboise, Math. Comp. 36 (1981).
-fn scaled_erfc(x: f64) -> f64 {
+const fn scaled_erfc(x: f64) -> f64 {
     const COEFFICIENTS: [f64; 13] = [
         1.237_512_630_032_699,
         -0.140_240_658_321_390_2,
@@ -200,7 +240,13 @@ fn scaled_erfc(x: f64) -> f64 {
     let (below, above) = (x + 3.75, 1.0 + 2.0 * x);
     let inverse = 1.0 / (below * above);
     let y = (x - 3.75) * above * inverse;
-    COEFFICIENTS.iter().rev().fold(0.0, |sum, coefficient| sum * y + coefficient) * below * inverse
+    let mut sum = 0.0;
+    let mut k = COEFFICIENTS.len();
+    while k > 0 {
+        k -= 1;
+        sum = sum * y + COEFFICIENTS[k];
+    }
+    sum * below * inverse
 }
 
 #[cfg(test)]
