@@ -50,9 +50,10 @@ impl Host {
         Ok(Guest { host: self, name: name.to_owned(), kind })
     }
 
-    /// Creates a guest with a network interface that has this address, of 10.9.0.0/24, on the link of a pair of hosts.
+    /// Creates a guest with a network interface that has this address, of 10.9.0.0/24, on the link of a pair of hosts, and
+    /// with memory for what is laid over its root.
     pub fn create_with_network(&self, name: &str, kind: Kind, address: &str) -> Result<Guest<'_>> {
-        self.run(&format!("ADDRESS={address} guest-create {name} {}", kind.name()))?;
+        self.run(&format!("ADDRESS={address} guest-create {name} {} 160", kind.name()))?;
         Ok(Guest { host: self, name: name.to_owned(), kind })
     }
 }
