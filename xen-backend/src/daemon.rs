@@ -1,5 +1,6 @@
 //! The daemon itself: each stamp goes into the algorithm, and its result at once into every page.
 
+use std::net::IpAddr;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
@@ -16,7 +17,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
-use crate::config::{Config, LeapSeconds};
+use crate::config::{Config, LeapSeconds, Server};
 use crate::counter::{HostCounter, LocalCounter};
 use crate::host;
 use crate::keeper::{self, Complaint, Keeper};
@@ -24,9 +25,10 @@ use crate::ntp::client::{Addresses, Client};
 use crate::pages::{PageFile, RunDir};
 use crate::phc::PhcClient;
 use crate::relation::{Relation, Sample};
+use crate::sandbox::{self, Needs};
 use crate::source::Polled;
 use crate::status;
-use crate::xen::Guests;
+use crate::xen::{self, Guests};
 use crate::xen_counter::XenCounter;
 
 /// How far a counter may be from its nominal period: what the kernel's and Xen's own calibration can be off by.
@@ -74,6 +76,7 @@ pub async fn run(config: Config, local: bool) -> anyhow::Result<()> {
     if let Some(page) = pages.left_over(host_id, counter.id()) {
         keeper.take_over(&page);
     }
+    sandbox::enter(&needs(&config, &socket, local)).inspect_err(|_| remove_socket(&socket))?;
     let guests = match &*counter {
         HostCounter::Xen(_) => {
             let offer = config.guests.offer.clone();
@@ -126,6 +129,19 @@ pub async fn run(config: Config, local: bool) -> anyhow::Result<()> {
     }
     remove_socket(&socket);
     Ok(())
+}
+
+/// What the daemon needs once it has opened the counter, its socket and its pages.
+fn needs(config: &Config, socket: &Path, local: bool) -> Needs {
+    let directories = [Some(config.paths.run_dir.0.as_path()), socket.parent()];
+    let is_name = |server: &Server| server.address.0.parse::<IpAddr>().is_err();
+    Needs {
+        directories: directories.into_iter().flatten().map(Path::to_owned).collect(),
+        devices: if local { &[] } else { xen::DEVICES },
+        ioctls: if local { &[] } else { xen::IOCTLS },
+        clocks: !config.phc.is_empty(),
+        names: config.server.iter().any(is_name),
+    }
 }
 
 fn remove_socket(path: &Path) {

@@ -18,6 +18,7 @@ pub mod pages;
 pub mod phc;
 pub mod relation;
 pub mod replay;
+pub mod sandbox;
 pub mod source;
 pub mod status;
 pub mod xen;

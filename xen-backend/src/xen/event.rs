@@ -18,7 +18,7 @@ use xen_sys::evtchn_port_t;
 
 use super::{XenError, open_device};
 
-const DEVICE: &str = "/dev/xen/evtchn";
+pub(super) const DEVICE: &str = "/dev/xen/evtchn";
 const MODULE: &str = "xen-evtchn";
 
 /// `struct ioctl_evtchn_bind_unbound_port` of Linux's `xen/evtchn.h`.
@@ -34,9 +34,10 @@ struct Notify {
 }
 
 /// `IOCTL_EVTCHN_BIND_UNBOUND_PORT`: `_IOC(_IOC_NONE, 'E', 2, sizeof(struct ioctl_evtchn_bind_unbound_port))`.
-const IOCTL_EVTCHN_BIND_UNBOUND_PORT: u64 = ((size_of::<BindUnboundPort>() as u64) << 16) | ((b'E' as u64) << 8) | 2;
+pub(super) const IOCTL_EVTCHN_BIND_UNBOUND_PORT: u64 =
+    ((size_of::<BindUnboundPort>() as u64) << 16) | ((b'E' as u64) << 8) | 2;
 /// `IOCTL_EVTCHN_NOTIFY`: `_IOC(_IOC_NONE, 'E', 4, sizeof(struct ioctl_evtchn_notify))`.
-const IOCTL_EVTCHN_NOTIFY: u64 = ((size_of::<Notify>() as u64) << 16) | ((b'E' as u64) << 8) | 4;
+pub(super) const IOCTL_EVTCHN_NOTIFY: u64 = ((size_of::<Notify>() as u64) << 16) | ((b'E' as u64) << 8) | 4;
 
 /// A port of this domain that one other domain may bind. Unbound when dropped.
 #[derive(Debug)]

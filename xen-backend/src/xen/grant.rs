@@ -17,7 +17,7 @@ use radclock::seqcount::SharedPage;
 
 use super::{XenError, open_device};
 
-const DEVICE: &str = "/dev/xen/gntalloc";
+pub(super) const DEVICE: &str = "/dev/xen/gntalloc";
 const MODULE: &str = "xen-gntalloc";
 
 /// `struct ioctl_gntalloc_alloc_gref` of Linux's `xen/gntalloc.h`, for one page.
@@ -33,7 +33,7 @@ struct AllocGref {
 }
 
 /// `IOCTL_GNTALLOC_ALLOC_GREF`: `_IOC(_IOC_NONE, 'G', 5, sizeof(struct ioctl_gntalloc_alloc_gref))`.
-const IOCTL_GNTALLOC_ALLOC_GREF: u64 = ((size_of::<AllocGref>() as u64) << 16) | ((b'G' as u64) << 8) | 5;
+pub(super) const IOCTL_GNTALLOC_ALLOC_GREF: u64 = ((size_of::<AllocGref>() as u64) << 16) | ((b'G' as u64) << 8) | 5;
 
 /// Without `GNTALLOC_FLAG_WRITABLE` (1) Xen lets the other domain map the page only for reading.
 const READ_ONLY: u16 = 0;

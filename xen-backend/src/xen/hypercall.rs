@@ -28,7 +28,7 @@ struct PrivcmdHypercall {
 }
 
 /// `IOCTL_PRIVCMD_HYPERCALL`: `_IOC(_IOC_NONE, 'P', 0, sizeof(struct privcmd_hypercall))`.
-const IOCTL_PRIVCMD_HYPERCALL: u64 = ((size_of::<PrivcmdHypercall>() as u64) << 16) | ((b'P' as u64) << 8);
+pub(super) const IOCTL_PRIVCMD_HYPERCALL: u64 = ((size_of::<PrivcmdHypercall>() as u64) << 16) | ((b'P' as u64) << 8);
 
 /// The way to Xen, for one caller at a time.
 #[derive(Debug)]

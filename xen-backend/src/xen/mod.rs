@@ -25,6 +25,16 @@ pub use platform::HostCounters;
 pub use policy::GuestPolicy;
 pub use system_time::SystemTime;
 
+/// The devices that are opened for each guest, or again when XenStore was lost.
+pub const DEVICES: &[&str] = &[event::DEVICE, grant::DEVICE, transaction::DEVICE];
+/// The requests that are made of them, and of the one for hypercalls, which is opened once.
+pub const IOCTLS: &[u64] = &[
+    event::IOCTL_EVTCHN_BIND_UNBOUND_PORT,
+    event::IOCTL_EVTCHN_NOTIFY,
+    grant::IOCTL_GNTALLOC_ALLOC_GREF,
+    hypercall::IOCTL_PRIVCMD_HYPERCALL,
+];
+
 /// Why Xen cannot be used, and what to do.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]

@@ -21,7 +21,7 @@ const XS_ERROR: u32 = 16;
 const PAYLOAD_MAX: usize = 4096;
 
 const SOCKET: &str = "/run/xenstored/socket";
-const DEVICE: &str = "/dev/xen/xenbus";
+pub(super) const DEVICE: &str = "/dev/xen/xenbus";
 /// How long xenstored has for an answer.
 const ANSWER: Duration = Duration::from_secs(5);
 /// How often a transaction is tried that somebody else's keeps overtaking.
