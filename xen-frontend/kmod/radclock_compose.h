@@ -71,8 +71,8 @@ enum radclock_page_fault {
 #define RADCLOCK_NANO_SHIFT_MAX	29
 /* A bound on the period's error above 1/16 of the period is nonsense. */
 #define RADCLOCK_RATE_FRACTION	4
-/* The year 36812. */
-#define RADCLOCK_TIME_SEC_MAX	(1ULL << 40)
+/* 2262-04-11: what signed nanoseconds since 1970 hold, which is what programs make of it. */
+#define RADCLOCK_TIME_SEC_MAX	9223372036ULL
 
 static inline bool radclock_readable(uint8_t status)
 {

@@ -1,8 +1,11 @@
 //! Publishes updates to all guests in `radclockd`'s place and by its code: a series of them, for measuring how long one
 //! takes, or `radclockd`'s own clock hundreds of times a second, so that whatever happens in a guest happens in the midst of one.
-//! Follows no server: `radclockd` does.
+//! Follows no server: `radclockd` does. And a backend that is broken in every way there is ([`hostile`]).
+
+mod hostile;
 
 use std::fs::File;
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
@@ -42,6 +45,9 @@ enum Command {
     /// The clock of the radclockd that runs here and offers it to no guest, every 2 ms with another reference instant.
     /// Prints how many updates there were.
     Rapid { seconds: u64 },
+    /// A broken backend of one guest, without its nodes: grants a page, prints its reference and a port, and then does what
+    /// the lines say that are written to the FIFO.
+    Broken { domid: u16, fifo: PathBuf },
 }
 
 fn main() -> ExitCode {
@@ -60,6 +66,7 @@ async fn run(command: Command) -> Result<()> {
     match command {
         Command::Series { updates, guests } => series(updates, guests).await,
         Command::Rapid { seconds } => rapid(Duration::from_secs(seconds)).await,
+        Command::Broken { domid, fifo } => hostile::run(domid, &fifo),
     }
 }
 
