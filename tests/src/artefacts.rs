@@ -38,8 +38,13 @@ const DOM0_MODULES: &[&str] = &[
     "nft_nat",
 ];
 
-/// Modules at hand in a guest, for a network and for hypercalls; they depend on nothing.
-const GUEST_MODULES: &[&str] = &["kernel/drivers/net/xen-netfront.ko", "kernel/drivers/xen/xen-privcmd.ko"];
+/// Modules at hand in a guest, for a network, for hypercalls, and for what a hostile one does; they depend on nothing.
+const GUEST_MODULES: &[&str] = &[
+    "kernel/drivers/net/xen-netfront.ko",
+    "kernel/drivers/xen/xen-evtchn.ko",
+    "kernel/drivers/xen/xen-gntdev.ko",
+    "kernel/drivers/xen/xen-privcmd.ko",
+];
 
 const INITRAMFS_INIT: &str = include_str!("../dom0/initramfs-init");
 const LIMIT: Duration = Duration::from_secs(900);

@@ -8,6 +8,7 @@ mod faults;
 pub(crate) mod footprint;
 mod guests;
 mod hostile_backend;
+mod hostile_guest;
 mod lab;
 mod migration;
 mod mistakes;
@@ -53,6 +54,7 @@ scenarios! {
     faults::no_reading_is_wrong_whatever_goes_wrong_around_the_clock,
     mistakes::each_mistake_is_told_in_one_line,
     hostile_backend::a_broken_backend_gives_no_time_and_does_no_harm,
+    hostile_guest::a_hostile_guest_disturbs_nobody,
     suspend::saved_guests_get_the_clock_of_whichever_daemon_is_there,
     suspend::restored_guests_have_the_clock_that_the_daemon_has,
     suspend::guests_that_are_held_up_go_on_with_the_clock,

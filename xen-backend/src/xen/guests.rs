@@ -33,6 +33,10 @@ const RESCAN: Duration = Duration::from_secs(10);
 const RESCAN_AFTER_EVENT: Duration = Duration::from_secs(1);
 /// One guest's state is read at most this often, however often the guest writes it.
 const READ_SPACING: Duration = Duration::from_millis(10);
+/// In the long run it is read no more often than this…
+const READ_PERIOD: Duration = Duration::from_millis(200);
+/// …but so many times as fast as [`READ_SPACING`] allows: a suspend, a driver that is unloaded and loaded.
+const READ_BURST: u32 = 20;
 /// How long to wait before another attempt to reach a xenstored that was lost.
 const RECONNECT: Duration = Duration::from_secs(5);
 
@@ -214,18 +218,22 @@ impl Guests {
     }
 }
 
-/// A node that a guest may write as often as it likes, and that is read at most every [`READ_SPACING`].
+/// A node that a guest may write as often as it likes, and that is read at most every [`READ_SPACING`], and
+/// [`READ_PERIOD`] in the long run.
 #[derive(Default)]
 struct Spaced {
     /// It has been written, and is to be read at that time.
     due: Option<Instant>,
     last: Option<Instant>,
+    /// When the allowance for reads would be used up if it had no burst (the generic cell rate algorithm).
+    allowance: Option<Instant>,
 }
 
 impl Spaced {
     fn written(&mut self, now: Instant) {
         let spaced = self.last.map_or(now, |last| last + READ_SPACING);
-        self.due.get_or_insert(now.max(spaced));
+        let allowed = self.allowance.and_then(|allowance| allowance.checked_sub(READ_PERIOD * (READ_BURST - 1)));
+        self.due.get_or_insert(now.max(spaced).max(allowed.unwrap_or(now)));
     }
 
     fn is_due(&self, now: Instant) -> bool {
@@ -233,7 +241,9 @@ impl Spaced {
     }
 
     fn read(&mut self) {
-        *self = Spaced { due: None, last: Some(Instant::now()) };
+        let now = Instant::now();
+        let allowance = self.allowance.map_or(now, |allowance| allowance.max(now)) + READ_PERIOD;
+        *self = Spaced { due: None, last: Some(now), allowance: Some(allowance) };
     }
 }
 
@@ -524,9 +534,14 @@ impl Manager {
         }
         let warning = guest.warnings.level();
         let name = &guest.domain.name;
-        match warning {
-            Some(warning) => info!("domain {domid} ({name}): warned, a disruption is {warning}"),
-            None => info!("domain {domid} ({name}): no longer warned of a disruption"),
+        let said = match warning {
+            Some(warning) => format!("domain {domid} ({name}): warned, a disruption is {warning}"),
+            None => format!("domain {domid} ({name}): no longer warned of a disruption"),
+        };
+        match event {
+            warning::Event::Announced(_) | warning::Event::Tick => info!("{said}"),
+            // The guest can make believe that these happen, as often as it likes.
+            warning::Event::Suspending | warning::Event::GoesOn => debug!("{said}"),
         }
         let mut board = self.shared.board();
         let page = board.page;
@@ -727,5 +742,30 @@ fn answer(replies: Vec<Reply>, result: &Result<(), String>) {
     for reply in replies {
         // Whoever asked may have stopped waiting.
         let _ = reply.send(result.clone());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_node_that_is_written_all_the_time_is_read_seldom_and_one_that_is_not_at_once() {
+        let mut node = Spaced::default();
+        let (mut reads, start) = (Vec::new(), Instant::now());
+        while start.elapsed() < Duration::from_secs(20) {
+            node.written(Instant::now());
+            if node.is_due(Instant::now()) {
+                node.read();
+                reads.push(start.elapsed());
+            }
+            tokio::time::advance(Duration::from_millis(1)).await;
+        }
+        assert_eq!(reads[0], Duration::ZERO);
+        assert!(reads[READ_BURST as usize - 1] < READ_SPACING * 2 * READ_BURST, "{reads:?}");
+        assert!(reads.len() <= READ_BURST as usize + 100, "{} reads", reads.len());
+        tokio::time::advance(READ_PERIOD * READ_BURST).await;
+        node.written(Instant::now());
+        assert!(node.is_due(Instant::now()), "still held against it");
     }
 }
