@@ -4,7 +4,7 @@
 use arbitrary::Arbitrary;
 use libfuzzer_sys::fuzz_target;
 use radclock::compose::{Added, compose};
-use radclock::page::{CounterId, PageError};
+use radclock::page::{CounterId, PageError, TIME_UTC};
 use radclock::reader::{ReadError, Sample, read, read_at, sample};
 use radclock::seqcount::SharedPage;
 use radclock::time::{Counter, Span};
@@ -81,7 +81,10 @@ fn composition(input: &Input) {
         return;
     };
     let in_rust = compose(&clock, &info, tsc, added);
-    assert_eq!(in_rust, driver_composes(&wire, &info, tsc, added));
+    // The driver refuses TAI, which the clock above has been converted from.
+    if wire.abi.time_type == TIME_UTC {
+        assert_eq!(in_rust, driver_composes(&wire, &info, tsc, added));
+    }
     let Some(guest) = in_rust else { return };
     if !driver_takes(&wire) {
         // Over something else than nanoseconds, of which the bound knows nothing.
