@@ -57,8 +57,11 @@ enum Command {
         #[arg(default_value = xen::RELEASE)]
         release: String,
         /// Only see whether the patches apply, with patch and with git am.
-        #[arg(long)]
+        #[arg(long, conflicts_with = "flask")]
         check: bool,
+        /// With XSM and FLASK, whose hook is one of the patches.
+        #[arg(long)]
+        flask: bool,
     },
     /// Name the scenarios.
     List,
@@ -142,9 +145,10 @@ fn run(command: Command) -> Result<()> {
             experiments::run(name.as_deref(), out.as_deref(), &experiments::Options { quick, traces })
         }
         Command::Figures { json } => figures::run(&Lab::prepare(Parts::All)?, json.as_deref()),
-        Command::BuildXen { release, check: true } => xen::check(&Cache::open()?, &release),
-        Command::BuildXen { release, check: false } => {
-            println!("{}", xen::build(&Cache::open()?, &release)?.display());
+        Command::BuildXen { release, check: true, .. } => xen::check(&Cache::open()?, &release),
+        Command::BuildXen { release, check: false, flask } => {
+            let build = if flask { xen::build_with_flask } else { xen::build };
+            println!("{}", build(&Cache::open()?, &release)?.display());
             Ok(())
         }
         Command::Install => packages::install(),

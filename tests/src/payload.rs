@@ -103,7 +103,7 @@ impl Payload {
         initramfs.script("etc/setup", include_str!("../guest/setup"));
         initramfs.content("etc/inittab", include_str!("../guest/inittab"));
         for (name, path) in &self.programs {
-            if !["radclockd", "radclock-ctl", "lab-publisher"].contains(&name.as_str()) {
+            if !["radclockd", "radclock-ctl", "lab-publisher", "lab-clocks"].contains(&name.as_str()) {
                 initramfs.file(&format!("bin/{name}"), path)?;
             }
         }

@@ -50,6 +50,7 @@ scenarios! {
     guests::an_unloaded_driver_can_be_loaded_again,
     counters::the_series_apply_to_debians_sources,
     counters::dom0_samples_counters_on_the_patched_xen_and_nobody_crashes_it,
+    counters::the_clock_is_right_whichever_counter_is_kept,
     warning::a_guest_is_warned_and_sees_the_whole_disruption,
     faults::no_reading_is_wrong_whatever_goes_wrong_around_the_clock,
     mistakes::each_mistake_is_told_in_one_line,

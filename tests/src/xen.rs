@@ -24,15 +24,27 @@ const NEEDED: &[&str] = &["build-essential", "bison", "flex", "git", "patch", "p
 /// because the live migration of PV guests depends on it.
 const CONFIG: &str = "CONFIG_DEBUG=n\nCONFIG_SHADOW_PAGING=y\n";
 
+/// For the patch of the FLASK hook, which is not compiled otherwise. The policy, which takes Debian's checkpolicy, is not built in.
+const FLASK: &str = "CONFIG_EXPERT=y\nCONFIG_XSM=y\nCONFIG_XSM_FLASK=y\nCONFIG_XSM_FLASK_POLICY=n\n";
+
 const LIMIT: Duration = Duration::from_secs(1800);
 
 /// The hypervisor of `release` with the series, from the cache or built now: a multiboot ELF.
 pub fn build(cache: &Cache, release: &str) -> Result<PathBuf> {
-    let entry = made(cache, "xen", release, |source, series, dir| {
+    build_configured(cache, "xen", release, CONFIG)
+}
+
+/// The same with FLASK, to see that it compiles.
+pub fn build_with_flask(cache: &Cache, release: &str) -> Result<PathBuf> {
+    build_configured(cache, "xen-flask", release, &format!("{CONFIG}{FLASK}"))
+}
+
+fn build_configured(cache: &Cache, name: &str, release: &str, config: &str) -> Result<PathBuf> {
+    let entry = made(cache, name, release, config, |source, series, dir| {
         let step = Step::begin(format!("Building Xen {} with our patches", source.version));
         let tree = source.unpack(dir)?;
         series.apply(&tree)?;
-        fs::write(tree.join("xen/.config"), CONFIG)?;
+        fs::write(tree.join("xen/.config"), config)?;
         let jobs = format!("-j{}", std::thread::available_parallelism()?);
         for target in ["olddefconfig", "xen"] {
             run("make", &expression("make", ["-C", "xen", target, &jobs]).dir(&tree), LIMIT)?;
@@ -47,7 +59,7 @@ pub fn build(cache: &Cache, release: &str) -> Result<PathBuf> {
 
 /// Applies the series to `release` with patch and with git am, unless that was seen to work before. Builds nothing.
 pub fn check(cache: &Cache, release: &str) -> Result<()> {
-    made(cache, "xen-series", release, |source, series, dir| {
+    made(cache, "xen-series", release, CONFIG, |source, series, dir| {
         let step = Step::begin(format!("Applying our patches to Xen {}", source.version));
         let tree = source.unpack(dir)?;
         git(&tree, &["init", "-q"])?;
@@ -73,17 +85,18 @@ fn made(
     cache: &Cache,
     name: &str,
     release: &str,
+    config: &str,
     make: impl FnOnce(&Source, &Series, &Path) -> Result<()>,
 ) -> Result<PathBuf> {
     let series = Series::read(release)?;
     let source = Source::find(cache, release)?;
     let name = format!("{name}-{release}");
-    if let Some(entry) = cache.get(&name, &[&source.version, &series.content, CONFIG]) {
+    if let Some(entry) = cache.get(&name, &[&source.version, &series.content, config]) {
         return Ok(entry);
     }
     // The archive holds the newest source only.
     let source = source.newest()?;
-    cache.entry(&name, &[&source.version, &series.content, CONFIG], |dir| {
+    cache.entry(&name, &[&source.version, &series.content, config], |dir| {
         packages::require(NEEDED)?;
         make(&source, &series, dir)
     })

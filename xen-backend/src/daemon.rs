@@ -358,10 +358,11 @@ impl State {
             tracing::warn!("{} went astray of Xen's system time: the clock starts anew", self.keeper.counter().name());
             self.keeper.start_anew();
             self.publish(guests);
-        } else if self.pages.is_wire_derived()
-            && let Some(guests) = guests
-        {
-            guests.publish(&self.pages.wire(&self.keeper));
+        } else if self.pages.is_wire_derived() && self.keeper.content().clock.is_some() {
+            self.keeper.publish();
+            if let Some(guests) = guests {
+                guests.publish(&self.pages.wire(&self.keeper));
+            }
         }
         self.pages.write_derived(&self.keeper);
         next

@@ -278,7 +278,8 @@ impl Keeper {
         true
     }
 
-    fn publish(&mut self) {
+    /// The page as another update, since what is derived from it changes.
+    pub fn publish(&mut self) {
         self.content.generation += 1;
         self.page = Page::new(&self.content);
     }

@@ -34,7 +34,7 @@ struct Host {
 enum Kind {
     Clocksource,
     Tsc,
-    /// Counted in units of 2^-shift of a count, since the parameters in a page are for counters of at least 10 MHz.
+    /// Counted in units of 2^-shift of a count, since the algorithm is for counters of at least 20 MHz.
     Platform {
         frequency: u64,
         shift: u32,
@@ -50,8 +50,8 @@ struct Anchor {
     count: Counter,
 }
 
-/// The slowest counter that `radclock::clock::Period` can say.
-const SLOWEST_HZ: u64 = 10_000_000;
+/// The slowest counter that `radclock::sync` takes.
+const SLOWEST_HZ: u64 = 20_000_000;
 /// Long enough that Xen's and our own rounding is below 1 ppm.
 const CALIBRATION: Duration = Duration::from_millis(100);
 /// Samples to see whether this domain's TSC is the host's: it may be moved to another CPU in the midst of one.
@@ -102,9 +102,14 @@ impl XenCounter {
     pub fn read(&self) -> io::Result<Counter> {
         match (self.kind, &self.host) {
             (Kind::Tsc, _) => Ok(read_tsc()),
-            (Kind::Platform { .. }, Some(host)) => Ok(self.kind.anchor(&host.counters.sample(Timer::Platform)?).count),
+            (Kind::Platform { .. }, Some(host)) => Ok(self.at(&host.counters.sample(Timer::Platform)?)),
             _ => Ok(Counter(self.time.now()?)),
         }
+    }
+
+    /// What it was at a sample of the platform timer.
+    pub fn at(&self, sample: &XenpfCounters) -> Counter {
+        self.kind.anchor(sample).count
     }
 
     /// Whether it is Xen's system time itself, as in guests' pages.
@@ -288,7 +293,7 @@ mod tests {
 
     #[test]
     fn slow_timers_are_counted_in_fractions() {
-        for (frequency, shift) in [(14_318_180, 0), (3_579_545, 2), (1_193_182, 4), (2_700_000_000, 0)] {
+        for (frequency, shift) in [(14_318_180, 1), (3_579_545, 3), (1_193_182, 5), (2_700_000_000, 0)] {
             assert_eq!(Kind::platform(frequency), Kind::Platform { frequency, shift });
         }
     }

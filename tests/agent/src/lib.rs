@@ -8,6 +8,7 @@ use std::sync::atomic::AtomicU64;
 use serde::{Deserialize, Serialize};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
+pub mod clocks;
 pub mod counters;
 
 /// A page in a domain's memory through which the probe and the build machine talk: the domain's memory is a file

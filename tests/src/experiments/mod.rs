@@ -2,6 +2,7 @@
 
 mod accuracy;
 mod accuracy_lab;
+mod counters;
 mod faults;
 mod migration;
 mod peer;
@@ -44,6 +45,11 @@ pub const EXPERIMENTS: &[Experiment] = &[
         name: "accuracy-lab",
         about: "Dom0's clock in the lab, beside chronyd's on the same path (an hour; --quick: 5 min)",
         run: accuracy_lab::run,
+    },
+    Experiment {
+        name: "counters",
+        about: "HPET, Xen's system time and the TSC as the counter of a clock, on the same exchanges (13 min; --quick: 4 min)",
+        run: counters::run,
     },
     Experiment {
         name: "faults",
