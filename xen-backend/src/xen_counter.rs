@@ -54,7 +54,8 @@ struct Anchor {
 const SLOWEST_HZ: u64 = 20_000_000;
 /// Long enough that Xen's and our own rounding is below 1 ppm.
 const CALIBRATION: Duration = Duration::from_millis(100);
-/// Samples to see whether this domain's TSC is the host's: it may be moved to another CPU in the midst of one.
+/// Samples to find one in which this domain's TSC is the host's (it may be moved to another CPU in the midst of one), or to
+/// choose the shortest from.
 const TRIES: usize = 5;
 
 impl XenCounter {
@@ -168,7 +169,13 @@ impl XenCounter {
     /// The platform timer against Xen's system time, if that is the counter.
     pub fn platform_sample(&self) -> io::Result<Option<Sample>> {
         let (Kind::Platform { .. }, Some(host)) = (self.kind, &self.host) else { return Ok(None) };
-        let sample = host.counters.sample(Timer::Platform)?;
+        let mut sample = host.counters.sample(Timer::Platform)?;
+        for _ in 1..TRIES {
+            let next = host.counters.sample(Timer::Platform)?;
+            if next.tsc_end.wrapping_sub(next.tsc) < sample.tsc_end.wrapping_sub(sample.tsc) {
+                sample = next;
+            }
+        }
         let half_nanos = sample.tsc_end.saturating_sub(sample.tsc) as f64 / 2.0 * host.tsc_nanos;
         let half_counts = half_nanos * 1e-9 / self.nominal_period();
         Ok(Some(Sample {

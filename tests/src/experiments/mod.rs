@@ -48,7 +48,7 @@ pub const EXPERIMENTS: &[Experiment] = &[
     },
     Experiment {
         name: "counters",
-        about: "HPET, Xen's system time and the TSC as the counter of a clock, on the same exchanges (13 min; --quick: 4 min)",
+        about: "HPET, Xen's system time and the TSC as the counter of a clock, on the same exchanges (11 min; --quick: 4 min)",
         run: counters::run,
     },
     Experiment {
