@@ -141,7 +141,8 @@ pub struct AnyRecord {
     system_time: u64,
     mul: u32,
     shift: i8,
-    is_wild: bool,
+    /// It is none that Xen makes.
+    pub is_wild: bool,
 }
 
 impl AnyRecord {
