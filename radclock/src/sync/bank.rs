@@ -16,7 +16,7 @@ const NOISES: [f64; 6] = [0.5e-6, 2e-6, 8e-6, 32e-6, 128e-6, 600e-6];
 const WILD_WANDERS: [f64; 2] = [1e-13, 1e-9];
 const WILD_NOISES: [f64; 3] = [2e-6, 32e-6, 300e-6];
 /// Amplitude of a cycle of the rate, and what it wanders besides, 1/s.
-const CYCLES: [(f64, f64); 3] = [(1e-8, 1e-20), (1e-7, 3e-19), (1e-7, 1e-17)];
+const CYCLES: [(f64, f64); 3] = [(1e-8, 1e-20), (1e-7, 1e-20), (1e-7, 3e-19)];
 const CYCLE_NOISES: [f64; 3] = [0.5e-6, 2e-6, 8e-6];
 /// The evidence for a filter rests on about so many stamps.
 const MEMORY_STAMPS: f64 = 400.0;

@@ -112,6 +112,10 @@ const TOLERANCE: f64 = 2e-6;
 const DISTRUST_STAMPS: u32 = 8;
 /// …and as long as it had confirmed the clock before, at most so many seconds.
 const DISTRUST_SECS: f64 = 86400.0;
+/// A clock confirmed for less than so many seconds cannot tell a server that lies from a counter that is set right now and
+/// then, as long as they contradict each other by less than so many seconds: its bound covers both.
+const YOUNG_SECS: f64 = 3600.0;
+const SET_RIGHT_SECS: f64 = 50e-3;
 /// Poll periods without a stamp after which the clock is free-running, as in NTP's reach register.
 const VALID_POLLS: f64 = 8.0;
 /// A poll period is taken as no shorter and no longer than this for it, s.
@@ -295,6 +299,7 @@ impl State {
         ];
         if !self.is_sane(measured, noise, report) {
             self.refused += 1;
+            self.doubt(measured, noise);
             return Verdict::Insane;
         }
 
@@ -380,6 +385,21 @@ impl State {
         self.bank.shift(moved, sigma);
         self.enclosure.widen(self.spread());
         true
+    }
+
+    /// While the clock is young, a stamp that is refused makes its bound cover what the stamp says, now and for some time.
+    fn doubt(&mut self, measured: [f64; 2], noise: f64) {
+        let excess =
+            Direction::BOTH.map(|direction| self.bank.excess(direction, measured[direction as usize], noise).mean);
+        let (early, late) = (-excess[0].min(excess[1]), excess[0].max(excess[1]));
+        if self.confirmed > YOUNG_SECS || early > SET_RIGHT_SECS {
+            return;
+        }
+        self.surprise = self.surprise.max(early);
+        let told = ((late.max(early) + self.spread()) * 1e9).ceil() as u64;
+        if let Some(clock) = &mut self.clock {
+            clock.max_error_nanos = clock.max_error_nanos.max(told);
+        }
     }
 
     /// Moves the clock to the stamp's end with the correction found, which it returns (s).
