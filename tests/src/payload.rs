@@ -142,7 +142,8 @@ pub fn build_radclockd_of_version(version: &str) -> Result<PathBuf> {
     let manifest = fs::read_to_string(workspace().join("Cargo.toml"))?;
     let this = format!("version = \"{}\"", env!("CARGO_PKG_VERSION"));
     anyhow::ensure!(manifest.contains(&this), "the workspace's Cargo.toml does not say {this}");
-    let members = ["Cargo.lock", "radclock", "xen-backend", "xen-frontend", "xenstore-tools", "tests"];
+    let members =
+        ["Cargo.lock", "hypervisor-patch", "radclock", "xen-backend", "xen-frontend", "xenstore-tools", "tests"];
     let copied = members.map(|member| workspace().join(member).into_os_string());
     let arguments = ["-a", "--update"].map(OsString::from).into_iter().chain(copied).chain([sources.clone().into()]);
     run("cp", &expression("cp", arguments), LIMIT)?;
