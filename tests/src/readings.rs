@@ -170,7 +170,7 @@ impl Readings {
         let mut tolerances = vec![Vec::new(); ends.len()];
         let passed = |part: usize, at: i64| ends[part..].iter().take_while(|end| **end < at).count();
         let (mut part, mut ahead) = (0, 0);
-        let mut relation: Option<(u64, Relation)> = None;
+        let mut relation: Option<(u64, Option<Relation>)> = None;
         let mut last: Option<Judged> = None;
         let (mut errors, mut disrupted) = (0, None);
         for record in &self.records {
@@ -188,10 +188,15 @@ impl Readings {
             }
             let is_new = relation.as_ref().is_none_or(|(marker, _)| *marker != record.marker);
             if is_new {
-                let related = self.observed.relation(record.marker, kind)?;
-                relation = Some((record.marker, related));
+                relation = Some((record.marker, self.observed.relation(record.marker, kind)));
             }
-            let (_, related) = relation.as_ref().expect("set above");
+            let Some((_, Some(related))) = &relation else {
+                // The clock did not last until the build machine had asked.
+                let Some(verdict) = verdicts.get_mut(part) else { break };
+                verdict.add_unseen(record);
+                last = None;
+                continue;
+            };
             let (first, end) = (Judged::new(record.first, related)?, Judged::new(record.last, related)?);
             ahead = first.truth.earliest - record.raw_nanos.cast_signed();
             part += passed(part, first.truth.earliest);
@@ -268,6 +273,13 @@ impl Verdict {
             self.backwards += 1;
             self.fault(|| format!("backwards by more than the bounds: {record:?}"));
         }
+    }
+
+    /// A record of a clock whose counter nobody has seen.
+    fn add_unseen(&mut self, record: &Record) {
+        self.readings += record.count;
+        self.records += 1;
+        self.undecided += 1;
     }
 
     fn add_change(&mut self, change: Change) {
@@ -378,6 +390,13 @@ mod tests {
     fn a_reading_too_near_its_bound_for_the_truth_is_not_called_right() {
         let verdict = judge([record(50_000_000_000, 9_500)]);
         assert_eq!((verdict.wrong, verdict.undecided), (0, 1), "{verdict}");
+        assert!(verdict.check().is_err());
+    }
+
+    #[test]
+    fn readings_of_a_clock_whose_counter_nobody_saw_are_not_called_right() {
+        let verdict = judge([record(10_000_000_000, 0), Record { marker: 8, ..record(20_000_000_000, 0) }]);
+        assert_eq!((verdict.readings, verdict.wrong, verdict.undecided), (20, 0, 1));
         assert!(verdict.check().is_err());
     }
 
