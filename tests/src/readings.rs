@@ -21,7 +21,7 @@ const TAKE_LIMIT: Duration = Duration::from_secs(240);
 const BEND: i64 = 1_000;
 /// Of how many records it may remain open whether they are right: where the build machine was too busy to ask, the truth is
 /// not known well enough.
-const UNDECIDED: f64 = 0.01;
+const UNDECIDED: f64 = 0.05;
 /// After the first reading on a new clock, ns.
 const SETTLED: u64 = 500_000_000;
 
