@@ -314,16 +314,19 @@ impl Relation<'_> {
 
     /// The true time at which the counter had this value.
     pub fn true_time(&self, counter: u64) -> Result<Interval> {
-        self.real(match self.constant {
-            Some((least, most)) => (counter.wrapping_add_signed(least), counter.wrapping_add_signed(most)),
-            None => self.between_neighbours(counter),
-        })
+        self.real(self.by_constant(counter).unwrap_or_else(|| self.between_neighbours(counter)))
     }
 
-    /// The same, without any assumption of the counter's rate: only that it never runs backwards.
-    pub fn true_time_by_order(&self, counter: u64) -> Result<Interval> {
-        let at = self.observations.partition_point(|observation| observation.counter < counter);
-        self.real(self.by_order(at))
+    /// The same without any assumption of the counter's rate: where all answers agree on a constant by that, otherwise by
+    /// nothing but that the counter never runs backwards.
+    pub fn certain_time(&self, counter: u64) -> Result<Interval> {
+        let at = || self.observations.partition_point(|observation| observation.counter < counter);
+        self.real(self.by_constant(counter).unwrap_or_else(|| self.by_order(at())))
+    }
+
+    fn by_constant(&self, counter: u64) -> Option<(u64, u64)> {
+        let (least, most) = self.constant?;
+        Some((counter.wrapping_add_signed(least), counter.wrapping_add_signed(most)))
     }
 
     fn real(&self, (earliest, latest): (u64, u64)) -> Result<Interval> {

@@ -21,7 +21,7 @@ const TAKE_LIMIT: Duration = Duration::from_secs(240);
 const BEND: i64 = 1_000;
 /// Of how many records it may remain open whether they are right: where the build machine was too busy to ask, the truth is
 /// not known well enough.
-const UNDECIDED: f64 = 0.05;
+const UNDECIDED: f64 = 0.01;
 /// After the first reading on a new clock, ns.
 const SETTLED: u64 = 500_000_000;
 
@@ -76,13 +76,13 @@ pub struct Judged {
     /// The true time.
     pub truth: Interval,
     /// The true time, without any assumption of the counter's rate.
-    pub by_order: Interval,
+    pub certain: Interval,
 }
 
 impl Judged {
     fn new(point: Point, relation: &Relation) -> Result<Judged> {
-        let (truth, by_order) = (relation.true_time(point.counter)?, relation.true_time_by_order(point.counter)?);
-        Ok(Judged { point, truth, by_order })
+        let (truth, certain) = (relation.true_time(point.counter)?, relation.certain_time(point.counter)?);
+        Ok(Judged { point, truth, certain })
     }
 
     /// Reading less true time, ns.
@@ -249,9 +249,9 @@ impl Verdict {
         let mut certainly_right = true;
         for (judged, line) in [(first, 0), (last, record.line_nanos)] {
             let line = first.point.time as i64 + line;
-            let Judged { truth, by_order, .. } = judged;
-            certainly_wrong |= by_order.latest - line < record.lower_nanos - BEND
-                || by_order.earliest - line > record.upper_nanos + BEND;
+            let Judged { truth, certain, .. } = judged;
+            certainly_wrong |= certain.latest - line < record.lower_nanos - BEND
+                || certain.earliest - line > record.upper_nanos + BEND;
             certainly_right &= truth.earliest - line >= record.lower_nanos && truth.latest - line <= record.upper_nanos;
             self.bounds = (self.bounds.0.min(judged.point.bound), self.bounds.1.max(judged.point.bound));
         }
@@ -384,6 +384,14 @@ mod tests {
         let verdict = judge(records);
         assert_eq!((verdict.wrong, verdict.undecided), (1, 0));
         assert!(verdict.check().is_err());
+    }
+
+    #[test]
+    fn a_wrong_reading_is_found_between_answers_that_agree_on_a_constant() {
+        // Halfway between two answers, each a millisecond from the next.
+        let wrong = Record { lower_nanos: 6_000, ..record(50_000_500_000, 0) };
+        let verdict = judge([wrong]);
+        assert_eq!((verdict.wrong, verdict.undecided), (1, 0), "{verdict}");
     }
 
     #[test]
