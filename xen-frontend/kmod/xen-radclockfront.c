@@ -16,6 +16,7 @@
  */
 #define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
 
+#include <linux/completion.h>
 #include <linux/cpuhotplug.h>
 #include <linux/device.h>
 #include <linux/fs.h>
@@ -26,6 +27,7 @@
 #include <linux/mutex.h>
 #include <linux/platform_device.h>
 #include <linux/random.h>
+#include <linux/rcupdate.h>
 #include <linux/slab.h>
 #include <linux/timekeeping.h>
 #include <linux/uaccess.h>
@@ -787,9 +789,13 @@ static int radclock_probe(struct xenbus_device *xdev, const struct xenbus_device
 		return -EBUSY;
 	}
 	rc->xdev = xdev;
-	/* Left over from before a migration; Connected must be written anew. */
-	if (xdev->state == XenbusStateConnected)
-		xdev->state = XenbusStateInitialising;
+	/*
+	 * insmod waits in XenBus for devices whose state comes before Connected, for
+	 * half a minute and without freezing, which no suspend survives. Nobody needs
+	 * it to, the page is there without a backend. radclock_connect() writes what
+	 * is true.
+	 */
+	xdev->state = XenbusStateClosed;
 	mutex_unlock(&rc->lock);
 	/* The watch on the backend's state fires at once and does the rest. */
 	return 0;
@@ -960,6 +966,43 @@ static struct xenbus_watch radclock_watch = {
 	.node = FRONTEND_DIR "/backend",
 	.callback = radclock_frontend_changed,
 };
+
+static void radclock_leave_xenbus(void)
+{
+	unregister_xenbus_watch(&radclock_watch);
+	xenbus_unregister_driver(&radclock_driver);
+}
+
+static DECLARE_COMPLETION(radclock_left);
+
+/* A watch is called for the first time as soon as it is registered. */
+static void radclock_unload(struct xenbus_watch *watch, const char *path, const char *token)
+{
+	radclock_leave_xenbus();
+	unregister_xenbus_watch(watch);
+	complete(&radclock_left);
+}
+
+static struct xenbus_watch radclock_unload_watch = {
+	.node = FRONTEND_DIR "/backend",
+	.callback = radclock_unload,
+};
+
+/*
+ * XenBus's thread calls the watches and suspends the domain. Whoever takes a
+ * watch away waits for it, without freezing, so rmmod and a suspend would wait for
+ * each other until the suspend gives up. In that thread nobody waits.
+ */
+static void radclock_leave_xenbus_in_its_thread(void)
+{
+	if (register_xenbus_watch(&radclock_unload_watch)) {
+		radclock_leave_xenbus();
+		return;
+	}
+	wait_for_completion_state(&radclock_left, TASK_UNINTERRUPTIBLE | TASK_FREEZABLE);
+	/* The callback may still be on its way out of this module's text. */
+	synchronize_rcu_tasks();
+}
 
 /*
  * Suspend
@@ -1208,8 +1251,7 @@ static void __exit radclock_exit(void)
 {
 	struct radclock *rc = &radclock;
 
-	unregister_xenbus_watch(&radclock_watch);
-	xenbus_unregister_driver(&radclock_driver);
+	radclock_leave_xenbus_in_its_thread();
 	misc_deregister(&radclock_misc);
 	platform_device_unregister(rc->pdev);
 	platform_driver_unregister(&radclock_platform_driver);
