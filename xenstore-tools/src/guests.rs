@@ -102,8 +102,8 @@ impl Host {
             .guests
             .iter()
             .map(|report| {
-                let kind = domains.iter().find(|domain| domain.domid == report.domid).and_then(|domain| domain.kind);
-                Guest::reported(report, kind, &status.clock)
+                let domain = domains.iter().find(|domain| domain.domid == report.domid);
+                Guest::reported(report, domain, &status.clock)
             })
             .collect();
         Host { clock: Some(status.clock), host_id: Some(status.host_id), daemon_problem, guests }
@@ -134,7 +134,7 @@ impl Host {
 }
 
 impl Guest {
-    fn reported(report: &GuestReport, kind: Option<Kind>, clock: &ClockReport) -> Guest {
+    fn reported(report: &GuestReport, domain: Option<&Domain>, clock: &ClockReport) -> Guest {
         let state = match (report.attached, report.backend_state.as_str()) {
             (true, "Connected") => State::Connected,
             (true, "InitWait") => State::Offered,
@@ -144,9 +144,10 @@ impl Guest {
         let pushed = matches!(state, State::Offered | State::Connected);
         Guest {
             domid: report.domid,
-            name: report.name.clone(),
+            // XenStore knows at once of a guest that is renamed when its migration ends, the daemon within seconds.
+            name: domain.map_or(&report.name, |domain| &domain.name).clone(),
             uuid: report.uuid.clone(),
-            kind,
+            kind: domain.and_then(|domain| domain.kind),
             attached: report.attached,
             state,
             backend_state: report.backend_state.clone(),
@@ -255,6 +256,14 @@ pub mod tests {
         assert_eq!(find("00000002-0000-4000-8000-00000000abcd"), Ok(2));
         assert!(find("twin").expect_err("two of them").contains("2 guests of the name twin"));
         assert!(find("nobody").expect_err("none").contains("there is no guest nobody"));
+    }
+
+    #[test]
+    fn a_guest_has_the_name_that_it_has_now() {
+        let mut status = status();
+        status.guests[0].name = "db--incoming".into();
+        let host = Host::new(Some(status), domains(), None);
+        assert_eq!(host.find("db").expect("it is there").domid, 1);
     }
 
     #[test]
