@@ -63,7 +63,7 @@ scenarios! {
     migration::no_reading_is_wrong_while_guests_migrate_under_load,
     moves::a_migration_that_fails_resumes_with_the_clock,
     moves::a_guest_gets_the_clock_of_any_host_as_soon_as_that_has_one,
-    moves::guests_migrate_in_the_midst_of_attach_and_detach,
+    moves::guests_migrate_in_the_midst_of_attach_detach_and_module_load,
 }
 
 /// The scenarios whose names contain one of `names`; all if there is none.

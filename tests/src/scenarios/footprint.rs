@@ -22,6 +22,7 @@ const COMPLAINTS: &[&str] = &[
     "call trace",
     "general protection",
     "blocked for more than",
+    "Waiting for devices to initialise",
     "still in use",
     "leaked",
     "cannot unmap",

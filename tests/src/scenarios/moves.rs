@@ -19,6 +19,9 @@ use crate::{Lab, truth, wait};
 const MOVE_LIMIT: Duration = Duration::from_secs(600);
 const MIGRATE_LOCALLY: &str = "xl migrate -s '' pv 'xl migrate-receive'";
 
+const LOAD: &str = "insmod /lib/xen-radclockfront.ko";
+const UNLOAD: &str = "rmmod xen_radclockfront";
+
 /// Two hosts with synchronised daemons, and what they were before any guest.
 struct Scene<'pair> {
     pair: &'pair Pair,
@@ -167,9 +170,10 @@ pub fn a_guest_gets_the_clock_of_any_host_as_soon_as_that_has_one(lab: &Lab) -> 
     scene.end(vec![(pv, pv_reader), (pvh, pvh_reader), (other, other_reader)])
 }
 
-/// There and back while the guest is attached and detached on both hosts as fast as that goes, and then without a device to a
-/// host that offers one, a PV and a PVH guest. The clock is disrupted too often meanwhile to judge each of its readings.
-pub fn guests_migrate_in_the_midst_of_attach_and_detach(lab: &Lab) -> Result<()> {
+/// There and back while the guest is attached and detached on both hosts as fast as that goes; without a device to a host that
+/// offers one; there and back while its driver is loaded and unloaded all the time; and after a load that nobody answered, a
+/// PV and a PVH guest. The clock is disrupted too often meanwhile to judge each of its readings.
+pub fn guests_migrate_in_the_midst_of_attach_detach_and_module_load(lab: &Lab) -> Result<()> {
     let pair = lab.boot_pair()?;
     let scene = Scene::begin(&pair)?;
     for kind in [Kind::Pv, Kind::Pvh] {
@@ -190,6 +194,27 @@ pub fn guests_migrate_in_the_midst_of_attach_and_detach(lab: &Lab) -> Result<()>
         })?;
         guest.migrate(&pair.second)?;
         ensure_right(&guest, "moved without a device to a host that offers one")?;
+
+        let load = format!("while [ -e /tmp/go ]; do {UNLOAD}; {LOAD}; done; touch /tmp/ended");
+        guest.run(&format!("touch /tmp/go; setsid sh -c '{load}' > /dev/null 2>&1 &"))?;
+        guest.migrate(&pair.first)?;
+        guest.migrate(&pair.second)?;
+        guest.run("rm /tmp/go")?;
+        wait::until("the driver's loading to end", COMMAND_LIMIT, || {
+            let ended = guest.output("test -e /tmp/ended", COMMAND_LIMIT)?;
+            Ok(ended.status.success().then_some(()))
+        })?;
+        ensure_right(&guest, "after loading and unloading")?;
+
+        guest.run(UNLOAD)?;
+        // A device that is new, so that the kernel does not know it as closed, with the offer of a daemon that is dead.
+        pair.second.run(&format!("radclock-ctl detach {0} && radclock-ctl attach {0}", guest.name()))?;
+        pair.second.stop_radclockd("KILL")?;
+        guest.run(LOAD)?;
+        guest.migrate(&pair.first)?;
+        ensure_right(&guest, "after a load that nobody answered")?;
+        pair.second.start_radclockd()?;
+        pair.second.await_synchronized()?;
 
         ensure_no_complaint_in(&guest)?;
         guest.destroy()?;
