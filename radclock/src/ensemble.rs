@@ -4,8 +4,13 @@
 //! Each server's own clock claims that the true time lies in an interval. Where a majority of the intervals overlap is
 //! where the time is (Marzullo's intersection); who overlaps nowhere with it is a falseticker. The clock is a mean of the
 //! others, weighted by their bounds and trimmed at both ends; its bound spans the whole intersection, so it
-//! holds as long as a majority is truthful. With one server the clock is that server's, unchanged.
+//! holds as long as a majority is truthful. Where each server's time usually is beside the clock is learnt, and the clock
+//! stays near the median of what they say less that: so a server that begins to lie does not take it along, however
+//! much better than the others it was. With one server the clock is that server's, unchanged.
 
+mod usual;
+
+use self::usual::Usual;
 use crate::clock::{Clock, Period, Status};
 use crate::stamp::Stamp;
 use crate::sync::{ParamError, SyncParams, SyncReport, Synchroniser, Verdict};
@@ -75,6 +80,7 @@ struct Server {
     /// Polls without an answer, as long as it never had a clock.
     missed: u32,
     had_clock: bool,
+    usual: Usual,
     opinion: Opinion,
 }
 
@@ -124,7 +130,7 @@ impl Ensemble {
     pub fn new(params: &SyncParams, servers: usize) -> Result<Ensemble, ParamError> {
         assert!((1..=MAX_SERVERS).contains(&servers), "{servers} servers");
         let sync = Synchroniser::new(params.clone())?;
-        let server = Server { sync, missed: 0, had_clock: false, opinion: UNKNOWN };
+        let server = Server { sync, missed: 0, had_clock: false, usual: Usual::default(), opinion: UNKNOWN };
         Ok(Ensemble { servers: vec![server; servers], clock: None, valid_nanos: 0, is_agreed: true, held_back: 0.0 })
     }
 
@@ -276,14 +282,14 @@ impl Ensemble {
         let width = high.since(low).as_secs_f64();
         let times: Vec<f64> = believed.iter().map(|view| view.time.since(low).as_secs_f64()).collect();
         let periods: Vec<f64> = believed.iter().map(|view| view.period).collect();
-        let weights = shares(believed.iter().map(|view| view.error.as_secs_f64()));
-        let rate_weights = shares(believed.iter().map(|view| view.period_error));
+        let weights = shares(believed.iter().map(|view| view.error.as_secs_f64()), RULES);
+        let rate_weights = shares(believed.iter().map(|view| view.period_error), RULES);
 
         let mean = trimmed_mean(&times, &weights).clamp(0.0, width);
+        let elapsed = self.clock.map_or(0.0, |clock| clock.period.span(now.since(clock.counter)).as_secs_f64());
         self.held_back = match &self.clock {
             None => 0.0,
             Some(clock) => {
-                let elapsed = clock.period.span(now.since(clock.counter)).as_secs_f64();
                 // What these servers would have said with the weights of before, or if they are not the same ones,
                 // what was said before.
                 let before: Vec<f64> = believed.iter().map(|view| self.servers[view.server].opinion.weight).collect();
@@ -297,11 +303,15 @@ impl Ensemble {
                 self.held_back * (-elapsed.max(0.0) / HELD_BACK_SECS).exp() + unchanged - mean
             }
         };
-        let (least, most) = middle(&times);
-        let time = (mean + self.held_back)
-            .clamp(least.min(mean) - HELD_BACK_BEYOND, most.max(mean) + HELD_BACK_BEYOND)
-            .clamp(0.0, width);
+        let (least, most) = self.usual_range(views, low).unwrap_or_else(|| {
+            let (least, most) = middle(&times);
+            (least.min(mean) - HELD_BACK_BEYOND, most.max(mean) + HELD_BACK_BEYOND)
+        });
+        let time = (mean + self.held_back).clamp(least, most).clamp(0.0, width);
         self.held_back = time - mean;
+        for view in believed.iter().filter(|view| view.is_fresh) {
+            self.servers[view.server].usual.see(view.time.since(low).as_secs_f64() - time, elapsed);
+        }
 
         let rates: Vec<_> = believed
             .iter()
@@ -339,6 +349,32 @@ impl Ensemble {
         };
         let shares: Vec<_> = believed.iter().map(|view| view.server).zip(weights).collect();
         self.judge(views, now, standing, Some(&shares));
+    }
+
+    /// Where the time is, since `low`, by three or more servers of which a majority is where it usually is: where so
+    /// many agree, and there as near to their median as the second best of them is steady. One that fell silent counts,
+    /// since a liar that did so may still rule the mean.
+    fn usual_range(&self, views: &[View], low: Timestamp) -> Option<(f64, f64)> {
+        let known: Vec<(f64, f64)> = views
+            .iter()
+            .map(|view| (&self.servers[view.server].usual, view.time.since(low).as_secs_f64()))
+            .filter(|(usual, _)| usual.is_known())
+            .map(|(usual, time)| (usual.corrected(time), usual.deviation()))
+            .collect();
+        if known.len() < 3 {
+            return None;
+        }
+        // The narrowest ranges that a majority agrees in.
+        let (least, most) = [1.0, 2.0, 4.0].into_iter().find_map(|wider| {
+            let half = |deviation: f64| wider * usual::DEVIATIONS * deviation;
+            let ranges: Vec<_> = known.iter().map(|&(time, dev)| (time - half(dev), time + half(dev))).collect();
+            intersection(&ranges, known.len() / 2 + 1)
+        })?;
+        let (times, mut deviations): (Vec<f64>, Vec<f64>) = known.into_iter().unzip();
+        let median = trimmed_mean(&times, &shares(deviations.iter().copied(), f64::INFINITY)).clamp(least, most);
+        deviations.sort_by(f64::total_cmp);
+        let beyond = HELD_BACK_BEYOND.max(deviations[1]);
+        Some((least.max(median - beyond), most.min(median + beyond)))
     }
 
     /// Writes down what is thought of each server. Without new shares those of before stay.
@@ -402,13 +438,13 @@ fn intersection<T: PartialOrd + Copy>(intervals: &[(T, T)], votes: usize) -> Opt
 }
 
 /// Weights that add up to 1, from the bounds: a server with half the bound has four times the weight. None has more
-/// than [`TRIM`] if there are three or more, unless it [`RULES`].
-fn shares(bounds: impl Iterator<Item = f64>) -> Vec<f64> {
+/// than [`TRIM`] if there are three or more, unless it has more than `rules` times the weight of all others together.
+fn shares(bounds: impl Iterator<Item = f64>, rules: f64) -> Vec<f64> {
     let mut weights: Vec<f64> = bounds.map(|bound| 1.0 / (bound * bound).max(1e-30)).collect();
     let mut sorted = weights.clone();
     sorted.sort_by(|a, b| b.total_cmp(a));
     let total: f64 = sorted.iter().sum();
-    if sorted.len() >= 3 && sorted[0] <= RULES * (total - sorted[0]) {
+    if sorted.len() >= 3 && sorted[0] <= rules * (total - sorted[0]) {
         // As many of the largest as it takes are made equal, so that each has that share.
         let cap = (1..=2).find_map(|count| {
             let rest: f64 = sorted[count..].iter().sum();
@@ -463,7 +499,7 @@ mod tests {
     #[test]
     fn no_share_is_larger_than_what_is_trimmed_unless_it_rules() {
         let round = |bounds: &[f64]| -> Vec<f64> {
-            shares(bounds.iter().copied()).into_iter().map(|share| (share * 1000.0).round() / 1000.0).collect()
+            shares(bounds.iter().copied(), RULES).into_iter().map(|share| (share * 1000.0).round() / 1000.0).collect()
         };
         assert_eq!(round(&[1.0, 1.0, 1.0]), [0.333; 3]);
         assert_eq!(round(&[1.0, 2.0, 2.0]), [0.4, 0.3, 0.3]);
@@ -490,7 +526,7 @@ mod tests {
         fn whatever_one_of_three_or_more_says_the_mean_stays_among_the_others(
             others in prop::collection::vec((-1e-3f64..1e-3, 1e-4f64..2e-4), 2..8), lie in -1e3f64..1e3, bound in 1e-4f64..2e-4,
         ) {
-            let weights = shares(others.iter().map(|other| other.1).chain([bound]));
+            let weights = shares(others.iter().map(|other| other.1).chain([bound]), RULES);
             let values: Vec<f64> = others.iter().map(|other| other.0).chain([lie]).collect();
             let mean = trimmed_mean(&values, &weights);
             let low = others.iter().map(|other| other.0).fold(f64::MAX, f64::min);

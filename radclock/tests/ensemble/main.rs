@@ -11,6 +11,7 @@ use proptest::prelude::*;
 use radclock::clock::Status;
 use radclock::ensemble::{Ensemble, Standing};
 use radclock::sync::SyncParams;
+use radclock::time::Span;
 use world::{Path, Random, World, lan, rms, worst};
 
 const HOUR: f64 = 3600.0;
@@ -214,6 +215,103 @@ fn dead_servers_are_waited_for_in_vain_but_not_for_long() {
     run.assert_honest();
     assert!(run.moments[0].reading.at < 8.0 + 2.0 * 6.0, "{:?}", run.moments[0]);
     assert_eq!(run.standing(0), Standing::Silent);
+}
+
+/// One of three servers lies: from when to when, s, and by how much, s, at once or growing to it evenly all the time.
+#[derive(Debug)]
+struct Lie {
+    liar: usize,
+    from: f64,
+    to: f64,
+    size: f64,
+    is_ramp: bool,
+}
+
+impl Lie {
+    /// From 1 us to 10 s, from 1.2 hours on for some minutes or hours.
+    fn any(random: &mut Random, liar: usize) -> Lie {
+        let sign = if random.uniform() < 0.5 { -1.0 } else { 1.0 };
+        let from = HOUR * (1.2 + 1.8 * random.uniform());
+        let to = from + HOUR * (0.05 + 1.5 * random.uniform());
+        Lie { liar, from, to, size: sign * 10f64.powf(-6.0 + 7.0 * random.uniform()), is_ramp: random.uniform() < 0.5 }
+    }
+
+    fn at(&self, t: f64) -> f64 {
+        match (self.from..self.to).contains(&t) {
+            true if self.is_ramp => self.size * (t - self.from) / (self.to - self.from),
+            true => self.size,
+            false => 0.0,
+        }
+    }
+}
+
+/// By how much the clock's error ever exceeds that of the clock that the two truthful servers make by themselves, and that
+/// of the clock if none lied, s. From one hour on, when the servers' offsets are known.
+fn beyond_the_others(worlds: &[World; 3], lie: &Lie) -> (f64, f64) {
+    let seed = worlds[0].seed;
+    let mut all = Ensemble::new(&SyncParams::default(), 3).unwrap();
+    let mut unharmed = all.clone();
+    let mut truthful = Ensemble::new(&SyncParams::default(), 2).unwrap();
+    let others: Vec<usize> = (0..3).filter(|&server| server != lie.liar).collect();
+    let mut randoms = [1u64, 2, 3].map(|index| Random(seed ^ index << 40));
+    let mut beyond = (0.0f64, 0.0f64);
+    let mut t = 10.0;
+    while t < 5.0 * HOUR {
+        for (index, world) in worlds.iter().enumerate() {
+            t += 16.0 / 3.0;
+            if let Some(clock) = all.clock() {
+                let bound = clock.max_error_at(world.counter(t)).as_secs_f64();
+                assert!(world.error(&clock, t).abs() <= bound, "seed {seed}, {t} s, {lie:?}: outside of {bound}");
+            }
+            let mut stamp = world.stamp(&mut randoms[index], t);
+            unharmed.process(index, &stamp);
+            if let Some(other) = others.iter().position(|&other| other == index) {
+                truthful.process(other, &stamp);
+            } else {
+                let lie = Span::from_secs_f64(lie.at(t));
+                stamp.tb = stamp.tb.saturating_add(lie);
+                stamp.te = stamp.te.saturating_add(lie);
+            }
+            all.process(index, &stamp);
+            if t > HOUR {
+                let [clock, others, none] =
+                    [&all, &truthful, &unharmed].map(|ensemble| world.error(&ensemble.clock().unwrap(), t).abs());
+                beyond = (beyond.0.max(clock - others), beyond.1.max(clock - none));
+            }
+        }
+    }
+    beyond
+}
+
+/// The room, the country, the other end of the world; the farther ones' paths are longer one way than the other by
+/// twice `asymmetry`, s.
+fn unlike(seed: u64, asymmetry: [f64; 2]) -> [World; 3] {
+    let world = |min, queue, burst| at(seed, Path { min, queue, burst: (0.02, burst) });
+    let mut worlds = [world(100e-6, 15e-6, 0.5e-3), world(2.5e-3, 100e-6, 2e-3), world(20e-3, 300e-6, 5e-3)];
+    for (world, asymmetry) in worlds[1..].iter_mut().zip(asymmetry) {
+        world.shifts = vec![(0.0, [2.0 * asymmetry, 0.0])];
+    }
+    worlds
+}
+
+#[test]
+fn one_of_three_unlike_servers_that_begins_to_lie_hardly_moves_the_clock() {
+    let mut random = Random(20);
+    let seeds = std::env::var("SEEDS").map_or(6, |seeds| seeds.parse().unwrap());
+    let mut worst = (0.0f64, 0.0f64);
+    for seed in 0..seeds {
+        for liar in 0..3 {
+            let asymmetry = if seed % 2 == 0 { [0.0, 0.0] } else { [500e-6, 4e-3] };
+            let lie = Lie::any(&mut random, liar);
+            let beyond = beyond_the_others(&unlike(seed, asymmetry), &lie);
+            println!("{:6.1} {:6.1} us: seed {seed}, {lie:?}", beyond.0 / US, beyond.1 / US);
+            // A larger lie is seen by the liar's own synchroniser or is outside of the others' intervals: what they say
+            // by themselves, with their paths' asymmetry, is all there is then.
+            let unharmed = if lie.size.abs() < 1e-3 { beyond.1 } else { 0.0 };
+            worst = (worst.0.max(beyond.0), worst.1.max(unharmed));
+        }
+    }
+    assert!(worst.0 < 40.0 * US && worst.1 < 40.0 * US, "{worst:?}");
 }
 
 proptest! {
