@@ -3,17 +3,19 @@
 //!
 //! The protocol is that of `xen-frontend/kmod/radclockif.h`. The frontend's state is the guest's to write, so
 //! whatever stands there can only cost the guest its own device: nothing it does makes the backend hold more than
-//! one page and port, keep them when they are no longer wanted, or work more often than [`PERIOD`] and [`BURST`]
-//! allow.
+//! one page and port, keep them when they are no longer wanted, or work more often than [`OFFERS`] allows.
 
 use std::time::Duration;
 
 use radclock::xenbus::XenbusState;
 
-/// In the long run the clock is offered to one guest no more often than this. Each offer costs a page, a port and a
-/// XenStore transaction.
-const PERIOD: Duration = Duration::from_secs(10);
-/// So many offers may come faster: a driver that is being unloaded and loaded, not one that loops.
+use super::allowance::Allowance;
+
+/// In the long run the clock is offered to one guest no more often than this, since each offer costs a port and a XenStore
+/// transaction. A driver that waits for an offer holds up its guest's suspend, so not much less often. So many offers may
+/// come faster: a driver that is being unloaded and loaded, not one that loops.
+const OFFERS: Allowance = Allowance::new(PERIOD, BURST);
+const PERIOD: Duration = Duration::from_secs(2);
 const BURST: u32 = 10;
 /// From the end of one offer to the next: time for the other end to see `Closed`.
 const SETTLE: Duration = Duration::from_millis(100);
@@ -59,8 +61,8 @@ pub enum Event {
 /// What is to be done, in order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Action {
-    /// Grant a new page with valid content, allocate a new port, write the nodes of both ends: the backend InitWait,
-    /// the frontend Initialising. To be answered by [`Event::Offered`] or [`Event::OfferFailed`].
+    /// Bring the guest's page up to date, or grant one if it has none; allocate a new port, write the nodes of both ends: the
+    /// backend InitWait, the frontend Initialising. To be answered by [`Event::Offered`] or [`Event::OfferFailed`].
     Offer,
     /// Draw the guest's attention to the offer. A kernel that was not running when the nodes were written, as while it is
     /// migrated here, takes no notice of a device that it did not have before, until one of its nodes is written again.
@@ -69,9 +71,10 @@ pub enum Action {
     State(XenbusState),
     /// Say that the device is being taken away for good.
     Offline,
-    /// End the grant and unbind the port.
+    /// Unbind the port and write to the page no more. It stays granted for the next offer: a guest that does not let go of
+    /// its pages has one.
     Withdraw,
-    /// Remove the nodes of both ends.
+    /// Remove the nodes of both ends, end the grant.
     Remove,
 }
 
@@ -80,7 +83,7 @@ pub enum Action {
 enum Phase {
     /// Not offered; no page, no port, no nodes.
     Idle,
-    /// To be offered, not before that time; no page, no port.
+    /// To be offered, not before that time; no page in use, no port.
     Waiting { until: Duration },
     /// An [`Action::Offer`] is being carried out.
     Offering,
@@ -96,8 +99,7 @@ enum Phase {
 #[derive(Clone, Debug)]
 pub struct Device {
     phase: Phase,
-    /// When the allowance for offers would be used up if it had no burst (the generic cell rate algorithm).
-    allowance: Duration,
+    offers: Allowance,
 }
 
 impl Default for Device {
@@ -109,7 +111,7 @@ impl Default for Device {
 impl Device {
     /// A device that is not offered.
     pub fn new() -> Device {
-        Device { phase: Phase::Idle, allowance: Duration::ZERO }
+        Device { phase: Phase::Idle, offers: OFFERS }
     }
 
     /// Whether the guest has the clock or is about to have it.
@@ -227,7 +229,8 @@ impl Device {
         match self.phase {
             Phase::Waiting { until } if now >= until => {
                 self.phase = Phase::Offering;
-                self.allowance = self.allowance.max(now) + PERIOD;
+                // There is one: that is what was waited for.
+                self.offers.take(now, 1);
                 vec![Action::Offer]
             }
             Phase::Offered { knock, next } if now >= knock => {
@@ -255,7 +258,7 @@ impl Device {
     }
 
     fn waiting(&self, now: Duration, at_least: Duration) -> Phase {
-        Phase::Waiting { until: (now + at_least).max(self.allowance.saturating_sub(PERIOD * (BURST - 1))) }
+        Phase::Waiting { until: (now + at_least).max(self.offers.next()) }
     }
 }
 

@@ -4,7 +4,7 @@
 //! past it: the pages and ports in use stand in a list that is locked only for as long as it takes to write the
 //! pages or to change an entry, never while XenStore or the kernel's grants are waited for.
 //!
-//! Nothing that a guest writes is logged or kept but its state, and that is read at most every [`READ_SPACING`].
+//! Nothing that a guest writes is logged or kept but its state. How closely that is followed is [`Attention`]'s business.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -19,24 +19,23 @@ use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
 use super::XenError;
+use super::allowance::Allowance;
+use super::attention::{self, Attention};
 use super::device::{Action, Device, Event, Frontend, PATIENCE};
 use super::event::Port;
 use super::grant::GrantedPage;
 use super::policy::GuestPolicy;
-use super::store::{Changes, Domain, Identity, Store, Watch};
+use super::store::{Domain, Identity, Store};
 use super::warning::{self, Warnings};
+use super::watches::{Changes, Topic, Watches};
 
 /// Domains are looked for at least so often, whatever the watches say: a domain's nodes may go after the event that
 /// announces it, and names change without one.
 const RESCAN: Duration = Duration::from_secs(10);
 /// After an event of domains coming and going, look once more: XenStore is tidied up after it.
 const RESCAN_AFTER_EVENT: Duration = Duration::from_secs(1);
-/// One guest's state is read at most this often, however often the guest writes it.
-const READ_SPACING: Duration = Duration::from_millis(10);
-/// In the long run it is read no more often than this…
-const READ_PERIOD: Duration = Duration::from_millis(200);
-/// …but so many times as fast as [`READ_SPACING`] allows: a suspend, a driver that is unloaded and loaded.
-const READ_BURST: u32 = 20;
+/// Lines in the log that a guest can bring about: four an offer, so ten offers at once, and then one in 10 s.
+const LINES: Allowance = Allowance::new(Duration::from_secs(10), 40);
 /// How long to wait before another attempt to reach a xenstored that was lost.
 const RECONNECT: Duration = Duration::from_secs(5);
 
@@ -117,7 +116,8 @@ impl Guests {
         GrantedPage::check()?;
         Port::check()?;
         let changes = Arc::new(Changes::default());
-        let store = Store::connect(changes.clone()).await?;
+        let store = Store::connect().await?;
+        let watches = Watches::connect(changes.clone()).await?;
         let shared = Arc::new(Shared {
             board: Mutex::new(Board { page: first, offers: BTreeMap::new() }),
             reports: Mutex::new(Vec::new()),
@@ -129,8 +129,8 @@ impl Guests {
             identity: Identity { host_id, time_domain },
             shared: shared.clone(),
             store,
+            watches,
             changes,
-            domain_watches: None,
             guests: BTreeMap::new(),
             epoch: Instant::now(),
             rescan_at: Instant::now(),
@@ -138,7 +138,7 @@ impl Guests {
             disconnected: false,
         };
         // Now rather than in the task, so that a XenStore that does not answer is an error here.
-        manager.connect_watches().await?;
+        manager.watch_all().await?;
         manager.remove_stale().await?;
         manager.report();
         tokio::spawn(manager.run(receiver));
@@ -218,35 +218,6 @@ impl Guests {
     }
 }
 
-/// A node that a guest may write as often as it likes, and that is read at most every [`READ_SPACING`], and
-/// [`READ_PERIOD`] in the long run.
-#[derive(Default)]
-struct Spaced {
-    /// It has been written, and is to be read at that time.
-    due: Option<Instant>,
-    last: Option<Instant>,
-    /// When the allowance for reads would be used up if it had no burst (the generic cell rate algorithm).
-    allowance: Option<Instant>,
-}
-
-impl Spaced {
-    fn written(&mut self, now: Instant) {
-        let spaced = self.last.map_or(now, |last| last + READ_SPACING);
-        let allowed = self.allowance.and_then(|allowance| allowance.checked_sub(READ_PERIOD * (READ_BURST - 1)));
-        self.due.get_or_insert(now.max(spaced).max(allowed.unwrap_or(now)));
-    }
-
-    fn is_due(&self, now: Instant) -> bool {
-        self.due.is_some_and(|at| at <= now)
-    }
-
-    fn read(&mut self) {
-        let now = Instant::now();
-        let allowance = self.allowance.map_or(now, |allowance| allowance.max(now)) + READ_PERIOD;
-        *self = Spaced { due: None, last: Some(now), allowance: Some(allowance) };
-    }
-}
-
 /// One domain.
 struct Guest {
     /// When there was first a sign of it.
@@ -258,10 +229,11 @@ struct Guest {
     backend: XenbusState,
     frontend: Frontend,
     warnings: Warnings,
-    /// Made with the first offer, end with the domain.
-    watches: Option<[Watch; 2]>,
-    state: Spaced,
-    request: Spaced,
+    /// From the first offer to the end of the domain.
+    attention: Option<Attention>,
+    /// Granted, but not in use until the next offer.
+    page: Option<GrantedPage>,
+    lines: Allowance,
     /// Who waits for the offer to stand, or for the device to be gone.
     attaching: Vec<Reply>,
     detaching: Vec<Reply>,
@@ -277,9 +249,9 @@ impl Guest {
             backend: XenbusState::Unknown,
             frontend: Frontend::Absent,
             warnings: Warnings::default(),
-            watches: None,
-            state: Spaced::default(),
-            request: Spaced::default(),
+            attention: None,
+            page: None,
+            lines: LINES,
             attaching: Vec::new(),
             detaching: Vec::new(),
         }
@@ -291,6 +263,16 @@ impl Guest {
 
     fn wanted(&self, policy: &GuestPolicy) -> bool {
         self.wish.unwrap_or_else(|| policy.wants(&self.domain.name, self.uuid()))
+    }
+
+    /// Logs what a guest has brought about, unless it does so all the time.
+    fn say(&mut self, now: Duration, domid: u16, what: &str) {
+        let name = &self.domain.name;
+        if self.lines.take(now, 1) {
+            info!("domain {domid} ({name}): {what}");
+        } else {
+            debug!("domain {domid} ({name}): {what}");
+        }
     }
 
     fn report(&self, domid: u16) -> GuestReport {
@@ -317,8 +299,8 @@ struct Manager {
     identity: Identity,
     shared: Arc<Shared>,
     store: Store,
+    watches: Watches,
     changes: Arc<Changes>,
-    domain_watches: Option<[Watch; 3]>,
     guests: BTreeMap<u16, Guest>,
     /// From where the devices' time counts.
     epoch: Instant,
@@ -363,11 +345,12 @@ impl Manager {
         if self.disconnected {
             return self.rescan_at;
         }
-        let guests = self.guests.values();
-        let deadlines = guests.clone().flat_map(|guest| [guest.device.deadline(), guest.warnings.deadline()]);
+        let deadlines = self.guests.values().flat_map(|guest| {
+            let attention = guest.attention.as_ref().and_then(Attention::deadline);
+            [guest.device.deadline(), guest.warnings.deadline(), attention]
+        });
         let deadlines = deadlines.flatten().map(|at| self.epoch + at);
-        let reads = guests.flat_map(|guest| [guest.state.due, guest.request.due]).flatten();
-        deadlines.chain(reads).chain([self.rescan_at]).min().expect("there is the next scan at least")
+        deadlines.chain([self.rescan_at]).min().expect("there is the next scan at least")
     }
 
     /// Does whatever is due.
@@ -378,15 +361,8 @@ impl Manager {
         if pending.domains.is_some() {
             self.rescan_at = now;
         }
-        for domid in pending.frontends {
-            if let Some(guest) = self.guests.get_mut(&domid) {
-                guest.state.written(now);
-            }
-        }
-        for domid in pending.requests {
-            if let Some(guest) = self.guests.get_mut(&domid) {
-                guest.request.written(now);
-            }
+        if let Some(source) = pending.lost {
+            self.check(Err(XenError::Store { what: "hear of changes in", path: "/".into(), source }));
         }
         if now >= self.rescan_at {
             self.rescan_at = now + if pending.domains.is_some() { RESCAN_AFTER_EVENT } else { RESCAN };
@@ -396,16 +372,25 @@ impl Manager {
         if self.disconnected {
             return;
         }
+        let epoch = self.epoch;
         // A guest acknowledges a request at once: whoever is to see that must be quick.
-        for domid in self.due(now, |guest, now| guest.request.is_due(now)) {
+        for domid in pending.requests.into_iter().filter(|domid| self.is_watched(*domid)).collect::<Vec<_>>() {
             let read = self.read_request(domid).await;
             self.check(read);
         }
-        for domid in self.due(now, |guest, now| guest.state.is_due(now)) {
-            let read = self.read_frontend(domid).await;
+        for domid in pending.frontends.into_iter().filter(|domid| self.is_watched(*domid)).collect::<Vec<_>>() {
+            let read = self.read_frontend(domid, true).await;
             self.check(read);
         }
-        let epoch = self.epoch;
+        for (domid, events) in pending.events {
+            let heard = self.heard(domid, events).await;
+            self.check(heard);
+        }
+        let attention = |guest: &Guest| guest.attention.as_ref().and_then(Attention::deadline);
+        for domid in self.due(now, |guest, now| attention(guest).is_some_and(|at| epoch + at <= now)) {
+            let attended = self.attend(domid).await;
+            self.check(attended);
+        }
         for domid in self.due(now, |guest, now| guest.warnings.deadline().is_some_and(|at| epoch + at <= now)) {
             self.warn(domid, warning::Event::Tick);
         }
@@ -432,14 +417,69 @@ impl Manager {
         }
     }
 
-    async fn connect_watches(&mut self) -> Result<(), XenError> {
-        self.domain_watches = Some(self.store.watch_domains().await?);
-        for (domid, guest) in &mut self.guests {
-            if guest.watches.is_some() {
-                guest.watches = Some(self.store.watch_guest(*domid).await?);
-            }
+    /// The same of what a guest may have brought about, which is not noted if it does so all the time.
+    fn check_guest(&mut self, domid: u16, result: Result<(), XenError>) {
+        let now = self.now();
+        let mut allowed = || self.guests.get_mut(&domid).is_none_or(|guest| guest.lines.take(now, 1));
+        match result {
+            Err(error) if !error.is_disconnected() && !allowed() => debug!("{error}"),
+            result => self.check(result),
+        }
+    }
+
+    fn is_watched(&self, domid: u16) -> bool {
+        let attention = self.guests.get(&domid).and_then(|guest| guest.attention.as_ref());
+        attention.is_some_and(Attention::is_watching)
+    }
+
+    async fn watch_all(&mut self) -> Result<(), XenError> {
+        let guests = self.guests.keys().filter(|domid| self.is_watched(**domid));
+        let topics: Vec<Topic> = guests.flat_map(|domid| Topic::of_guest(*domid)).collect();
+        for topic in Topic::DOMAINS.into_iter().chain(topics) {
+            self.watches.watch(topic).await?;
         }
         Ok(())
+    }
+
+    /// A guest has made so many events.
+    async fn heard(&mut self, domid: u16, events: u32) -> Result<(), XenError> {
+        let now = self.now();
+        let Some(guest) = self.guests.get_mut(&domid) else { return Ok(()) };
+        if guest.attention.as_mut().is_some_and(|attention| attention.heard(now, events)) {
+            debug!("domain {domid}: too many events, not watched for a while");
+            self.unwatch(domid).await?;
+        }
+        Ok(())
+    }
+
+    /// What is due with a guest that is not watched.
+    async fn attend(&mut self, domid: u16) -> Result<(), XenError> {
+        let now = self.now();
+        let Some(guest) = self.guests.get_mut(&domid) else { return Ok(()) };
+        match guest.attention.as_mut().and_then(|attention| attention.tick(now)) {
+            None => Ok(()),
+            Some(attention::Action::Look) => self.read_frontend(domid, false).await,
+            Some(attention::Action::Watch) => self.watch(domid).await,
+        }
+    }
+
+    async fn watch(&mut self, domid: u16) -> Result<(), XenError> {
+        for topic in Topic::of_guest(domid) {
+            self.watches.watch(topic).await?;
+        }
+        Ok(())
+    }
+
+    async fn unwatch(&mut self, domid: u16) -> Result<(), XenError> {
+        for topic in Topic::of_guest(domid) {
+            self.watches.unwatch(topic).await?;
+        }
+        Ok(())
+    }
+
+    /// As the state machines count it.
+    fn now(&self) -> Duration {
+        Instant::now().duration_since(self.epoch)
     }
 
     /// Removes the nodes that a predecessor left for domains that are gone or are not to have the clock. What it left
@@ -457,8 +497,9 @@ impl Manager {
 
     async fn reconnect_and_scan(&mut self) -> Result<(), XenError> {
         if self.disconnected {
-            self.store = Store::connect(self.changes.clone()).await?;
-            self.connect_watches().await?;
+            self.store = Store::connect().await?;
+            self.watches = Watches::connect(self.changes.clone()).await?;
+            self.watch_all().await?;
             self.disconnected = false;
             info!("reached XenStore again");
         }
@@ -496,9 +537,11 @@ impl Manager {
         Ok(())
     }
 
-    async fn read_frontend(&mut self, domid: u16) -> Result<(), XenError> {
-        let Some(guest) = self.guests.get_mut(&domid) else { return Ok(()) };
-        guest.state.read();
+    /// `written` if an event says that it has been.
+    async fn read_frontend(&mut self, domid: u16, written: bool) -> Result<(), XenError> {
+        if !self.guests.contains_key(&domid) {
+            return Ok(());
+        }
         let frontend = self.store.frontend(domid).await?;
         if frontend == Frontend::Absent {
             // Removed by the guest, or with the whole domain.
@@ -506,7 +549,7 @@ impl Manager {
         }
         if let Some(guest) = self.guests.get_mut(&domid) {
             // A driver says it again when its guest goes on after a suspend.
-            let goes_on = frontend == Frontend::State(XenbusState::Connected) && frontend == guest.frontend;
+            let goes_on = written && frontend == Frontend::State(XenbusState::Connected) && frontend == guest.frontend;
             guest.frontend = frontend;
             self.step(domid, Event::Frontend(frontend)).await;
             if goes_on {
@@ -517,8 +560,9 @@ impl Manager {
     }
 
     async fn read_request(&mut self, domid: u16) -> Result<(), XenError> {
-        let Some(guest) = self.guests.get_mut(&domid) else { return Ok(()) };
-        guest.request.read();
+        if !self.guests.contains_key(&domid) {
+            return Ok(());
+        }
         if self.store.is_suspend_requested(domid).await? {
             self.warn(domid, warning::Event::Suspending);
         }
@@ -527,7 +571,7 @@ impl Manager {
 
     /// Feeds an event to a guest's warnings, and has its page say what they come to.
     fn warn(&mut self, domid: u16, event: warning::Event) {
-        let now = Instant::now().duration_since(self.epoch);
+        let now = self.now();
         let Some(guest) = self.guests.get_mut(&domid) else { return };
         if !guest.warnings.step(now, event) {
             return;
@@ -575,6 +619,10 @@ impl Manager {
         }
         self.step(domid, Event::Gone).await;
         if let Some(guest) = self.guests.remove(&domid) {
+            if guest.attention.is_some_and(|attention| attention.is_watching()) && !self.disconnected {
+                let unwatched = self.unwatch(domid).await;
+                self.check(unwatched);
+            }
             answer(guest.attaching, &Err(XenError::Gone(domid).to_string()));
             answer(guest.detaching, &Ok(()));
         }
@@ -592,7 +640,7 @@ impl Manager {
             match (action, result) {
                 (Action::Offer, Ok(())) => {
                     guest.device.step(now(), Event::Offered);
-                    info!("domain {domid} ({}): offered the clock", guest.domain.name);
+                    guest.say(now(), domid, "offered the clock");
                     debug!("domain {domid}: attached {:?} after it appeared", guest.appeared.elapsed());
                     answer(std::mem::take(&mut guest.attaching), &Ok(()));
                 }
@@ -602,11 +650,11 @@ impl Manager {
                     if matches!(error, XenError::Gone(_)) {
                         debug!("{error}");
                     } else {
-                        self.check(Err(error));
+                        self.check_guest(domid, Err(error));
                     }
                 }
                 // The clock is taken away whether or not the nodes can say so.
-                (_, result) => self.check(result),
+                (_, result) => self.check_guest(domid, result),
             }
         }
         if let Some(guest) = self.guests.get_mut(&domid)
@@ -617,14 +665,19 @@ impl Manager {
     }
 
     async fn act(&mut self, domid: u16, action: Action) -> Result<(), XenError> {
+        let now = self.now();
         let Some(guest) = self.guests.get_mut(&domid) else { return Ok(()) };
         match action {
             Action::Offer => {
-                if guest.watches.is_none() {
-                    guest.watches = Some(self.store.watch_guest(domid).await?);
+                if guest.attention.is_none() {
+                    self.watch(domid).await?;
                 }
+                let Some(guest) = self.guests.get_mut(&domid) else { return Ok(()) };
+                guest.attention.get_or_insert_default();
                 let warning = guest.warnings.level();
-                let offer = Offer { grant: GrantedPage::new(domid)?, port: Port::new(domid)?, warning };
+                let port = Port::new(domid)?;
+                let grant = guest.page.take().map_or_else(|| GrantedPage::new(domid), Ok)?;
+                let offer = Offer { grant, port, warning };
                 let (page_ref, port) = (offer.grant.reference(), offer.port.number());
                 {
                     // From here on it is kept up to date: it is right before anybody can learn of it.
@@ -643,7 +696,7 @@ impl Manager {
             }
             Action::State(state) => {
                 if state != guest.backend {
-                    info!("domain {domid} ({}): {state}", guest.domain.name);
+                    guest.say(now, domid, &state.to_string());
                 }
                 guest.backend = state;
                 self.store.write_state(domid, state).await
@@ -661,15 +714,19 @@ impl Manager {
             Action::Remove => {
                 guest.backend = XenbusState::Unknown;
                 guest.frontend = Frontend::Absent;
+                guest.page = None;
                 self.store.remove(domid).await
             }
         }
     }
 
-    fn withdraw(&self, domid: u16) {
+    fn withdraw(&mut self, domid: u16) {
         let offer = self.shared.board().offers.remove(&domid);
-        // Ended here, the board unlocked: the kernel may take its time.
-        drop(offer);
+        // The port ends here, the board unlocked: the kernel may take its time.
+        let page = offer.map(|offer| offer.grant);
+        if let Some(guest) = self.guests.get_mut(&domid) {
+            guest.page = page;
+        }
     }
 
     async fn attach(&mut self, domid: u16, reply: Reply) {
@@ -742,30 +799,5 @@ fn answer(replies: Vec<Reply>, result: &Result<(), String>) {
     for reply in replies {
         // Whoever asked may have stopped waiting.
         let _ = reply.send(result.clone());
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[tokio::test(start_paused = true)]
-    async fn a_node_that_is_written_all_the_time_is_read_seldom_and_one_that_is_not_at_once() {
-        let mut node = Spaced::default();
-        let (mut reads, start) = (Vec::new(), Instant::now());
-        while start.elapsed() < Duration::from_secs(20) {
-            node.written(Instant::now());
-            if node.is_due(Instant::now()) {
-                node.read();
-                reads.push(start.elapsed());
-            }
-            tokio::time::advance(Duration::from_millis(1)).await;
-        }
-        assert_eq!(reads[0], Duration::ZERO);
-        assert!(reads[READ_BURST as usize - 1] < READ_SPACING * 2 * READ_BURST, "{reads:?}");
-        assert!(reads.len() <= READ_BURST as usize + 100, "{} reads", reads.len());
-        tokio::time::advance(READ_PERIOD * READ_BURST).await;
-        node.written(Instant::now());
-        assert!(node.is_due(Instant::now()), "still held against it");
     }
 }

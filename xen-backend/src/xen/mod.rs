@@ -4,6 +4,8 @@
 //! the guests that [`GuestPolicy`] names. The algorithm and what stands in the page are none of its business. Unsafe code
 //! is in [`hypercall`] and [`grant`].
 
+mod allowance;
+mod attention;
 pub mod device;
 mod event;
 mod grant;
@@ -15,6 +17,8 @@ mod store;
 mod system_time;
 mod transaction;
 mod warning;
+mod watches;
+mod wire;
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -26,7 +30,7 @@ pub use policy::GuestPolicy;
 pub use system_time::SystemTime;
 
 /// The devices that are opened for each guest, or again when XenStore was lost.
-pub const DEVICES: &[&str] = &[event::DEVICE, grant::DEVICE, transaction::DEVICE];
+pub const DEVICES: &[&str] = &[event::DEVICE, grant::DEVICE, wire::DEVICE];
 /// The requests that are made of them, and of the one for hypercalls, which is opened once.
 pub const IOCTLS: &[u64] = &[
     event::IOCTL_EVTCHN_BIND_UNBOUND_PORT,

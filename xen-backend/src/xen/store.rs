@@ -1,26 +1,19 @@
-//! What the backend reads and writes in XenStore, and how it hears of changes. Thin: which nodes and when is
-//! [`super::guests`]' business.
+//! What the backend reads and writes in XenStore. Thin: which nodes and when is [`super::guests`]' business; how it hears
+//! of changes is [`super::watches`]'.
 //!
 //! By xenstore-rs, whose limits are kept here: requests go one after the other (it takes up to 32 at once), each
-//! with a time limit (it does not notice that xenstored has died), each watch has a task that takes its events
-//! at once (a watch that nobody empties blocks the whole connection after eight events), and each connection has a
-//! thread with a runtime of its own (its task never ends while xenstored keeps the socket open; it ends with the runtime).
+//! with a time limit (it does not notice that xenstored has died), and each connection has a thread with a runtime of its
+//! own (its task never ends while xenstored keeps the socket open; it ends with the runtime).
 
 use std::collections::BTreeSet;
-use std::future::poll_fn;
 use std::io;
-use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
-use futures_core::Stream;
 use radclock::xenbus::{self, XenbusState, node};
-use tokio::sync::{Notify, oneshot};
-use tokio::task::JoinHandle;
-use tokio::time::Instant;
+use tokio::sync::oneshot;
+use xenstore_rs::AsyncXs;
 use xenstore_rs::tokio::XsTokio;
-use xenstore_rs::{AsyncWatch, AsyncXs};
 
 use super::XenError;
 use super::device::Frontend;
@@ -28,9 +21,6 @@ use super::transaction::{self, Directory, Permissions};
 
 /// How long xenstored has for an answer.
 const ANSWER: Duration = Duration::from_secs(5);
-/// How long a watch goes on taking events after its end. xenstore-rs forgets to tell xenstored of the end of a watch
-/// if one of its events arrives in between, so wait until the last ones have.
-const LINGER: Duration = Duration::from_secs(2);
 
 /// What a guest's device says in XenStore besides its states.
 #[derive(Clone, Debug)]
@@ -52,61 +42,17 @@ pub struct Domain {
 
 /// Where libxl keeps what it knows of a domain. It makes a domain's directory when it makes the domain, long before
 /// that is introduced to xenstored: for one that is being restored or received, before its memory arrives.
-const LIBXL: &str = "/libxl";
+pub(super) const LIBXL: &str = "/libxl";
 /// What a domain is asked to do (`shutdown`, `suspend` and the like); it answers by clearing the node.
-const CONTROL_SHUTDOWN: &str = "control/shutdown";
+pub(super) const CONTROL_SHUTDOWN: &str = "control/shutdown";
 /// It is to suspend, to be saved or migrated.
 const SUSPEND: &str = "suspend";
 
 /// A connection to XenStore.
 pub struct Store {
     xs: XsTokio,
-    changes: Arc<Changes>,
     /// Dropping it is what ends the connection's thread, and with it the connection.
     _close: oneshot::Sender<()>,
-}
-
-/// What has changed since it was last asked, however often it did.
-#[derive(Debug, Default)]
-pub struct Changes {
-    pending: Mutex<Pending>,
-    notify: Notify,
-}
-
-/// What has changed.
-#[derive(Debug, Default)]
-pub struct Pending {
-    /// Domains came or went, first at that time.
-    pub domains: Option<Instant>,
-    /// The frontends of these domains wrote their state.
-    pub frontends: BTreeSet<u16>,
-    /// These domains were asked to do something, or answered.
-    pub requests: BTreeSet<u16>,
-}
-
-impl Changes {
-    fn mark(&self, change: impl FnOnce(&mut Pending)) {
-        change(&mut self.pending.lock().unwrap_or_else(PoisonError::into_inner));
-        self.notify.notify_one();
-    }
-
-    /// Waits for a change.
-    pub async fn wait(&self) {
-        self.notify.notified().await;
-    }
-
-    /// What has changed since the last call.
-    pub fn take(&self) -> Pending {
-        std::mem::take(&mut self.pending.lock().unwrap_or_else(PoisonError::into_inner))
-    }
-}
-
-/// A watch. It ends when this is dropped.
-#[derive(Debug)]
-pub struct Watch {
-    /// Dropping it is what tells the task.
-    _stop: oneshot::Sender<()>,
-    _task: JoinHandle<()>,
 }
 
 /// A connection, and what closes it when dropped.
@@ -127,64 +73,9 @@ async fn open() -> io::Result<(XsTokio, oneshot::Sender<()>)> {
 
 impl Store {
     /// Connects to the local xenstored.
-    pub async fn connect(changes: Arc<Changes>) -> Result<Store, XenError> {
+    pub async fn connect() -> Result<Store, XenError> {
         let (xs, close) = open().await.map_err(XenError::NoXenStore)?;
-        Ok(Store { xs, changes, _close: close })
-    }
-
-    /// Watches domains coming and going. With libxl they come when they are made, else when they are introduced.
-    pub async fn watch_domains(&self) -> Result<[Watch; 3], XenError> {
-        let mark = |pending: &mut Pending| {
-            pending.domains.get_or_insert_with(Instant::now);
-        };
-        Ok([
-            self.watch("@introduceDomain", move |_, pending| mark(pending)).await?,
-            self.watch("@releaseDomain", move |_, pending| mark(pending)).await?,
-            self.watch(LIBXL, move |path, pending| {
-                if is_libxl_domain(path) {
-                    mark(pending);
-                }
-            })
-            .await?,
-        ])
-    }
-
-    /// Watches a guest's frontend state, and what the guest is asked to do.
-    pub async fn watch_guest(&self, domid: u16) -> Result<[Watch; 2], XenError> {
-        let state = format!("{}/{}", xenbus::frontend_dir(domid), node::STATE);
-        let request = format!("{}/{CONTROL_SHUTDOWN}", xenbus::domain_dir(domid));
-        Ok([
-            self.watch(&state, move |_, pending| {
-                pending.frontends.insert(domid);
-            })
-            .await?,
-            self.watch(&request, move |_, pending| {
-                pending.requests.insert(domid);
-            })
-            .await?,
-        ])
-    }
-
-    /// `mark` is given the path of each event.
-    async fn watch(&self, path: &str, mark: impl Fn(&str, &mut Pending) + Send + 'static) -> Result<Watch, XenError> {
-        let mut events = limit("watch", path, self.xs.watch(path)).await?;
-        let changes = self.changes.clone();
-        let (stop, mut stopped) = oneshot::channel::<()>();
-        let task = tokio::spawn(async move {
-            loop {
-                tokio::select! {
-                    event = poll_fn(|cx| Pin::new(&mut events).poll_next(cx)) => match event {
-                        Some(path) => changes.mark(|pending| mark(&path, pending)),
-                        None => return,
-                    },
-                    _ = &mut stopped => break,
-                }
-            }
-            let rest = async { while poll_fn(|cx| Pin::new(&mut events).poll_next(cx)).await.is_some() {} };
-            // Running into the limit is what is expected.
-            let _ = tokio::time::timeout(LINGER, rest).await;
-        });
-        Ok(Watch { _stop: stop, _task: task })
+        Ok(Store { xs, _close: close })
     }
 
     /// The domains there are, without Dom0.
@@ -365,11 +256,6 @@ async fn write_if(domid: u16, condition: (String, String), directories: Vec<Dire
     })
 }
 
-/// Whether a path is that of a domain's directory in [`LIBXL`], not of what lies in it.
-fn is_libxl_domain(path: &str) -> bool {
-    path.strip_prefix(LIBXL).and_then(|rest| rest.strip_prefix('/')).is_some_and(|domid| domid.parse::<u16>().is_ok())
-}
-
 /// A request that must be answered within [`ANSWER`].
 async fn limit<T>(what: &'static str, path: &str, request: impl Future<Output = io::Result<T>>) -> Result<T, XenError> {
     tokio::time::timeout(ANSWER, request)
@@ -387,19 +273,6 @@ impl XenError {
                 matches!(source.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::TimedOut)
             }
             _ => false,
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_domains_of_libxl_are_taken_for_domains() {
-        assert!(is_libxl_domain("/libxl/7"));
-        for path in ["/libxl", "/libxl/", "/libxl/7/device", "/libxl/x", "/libxl/70000", "@introduceDomain"] {
-            assert!(!is_libxl_domain(path), "{path}");
         }
     }
 }

@@ -2,26 +2,18 @@
 //!
 //! A device's directories are created in one XenStore transaction that first looks whether the domain still exists,
 //! so that none is left behind in a domain that is being destroyed, and that gives the frontend's directory to the
-//! guest. The messages are those of Xen's `docs/misc/xenstore.txt` and `public/io/xs_wire.h`. Blocking: a local
-//! socket, answered at once.
+//! guest. Blocking: a local socket, answered at once.
 
 use std::fs::OpenOptions;
 use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
-const XS_READ: u32 = 2;
-const XS_TRANSACTION_START: u32 = 6;
-const XS_TRANSACTION_END: u32 = 7;
-const XS_WRITE: u32 = 11;
-const XS_SET_PERMS: u32 = 14;
-const XS_WATCH_EVENT: u32 = 15;
-const XS_ERROR: u32 = 16;
-/// `XENSTORE_PAYLOAD_MAX`.
-const PAYLOAD_MAX: usize = 4096;
+use super::wire::{
+    self, DEVICE, HEADER, Header, XS_ERROR, XS_READ, XS_SET_PERMS, XS_TRANSACTION_END, XS_TRANSACTION_START,
+    XS_WATCH_EVENT, XS_WRITE, strings,
+};
 
-const SOCKET: &str = "/run/xenstored/socket";
-pub(super) const DEVICE: &str = "/dev/xen/xenbus";
 /// How long xenstored has for an answer.
 const ANSWER: Duration = Duration::from_secs(5);
 /// How often a transaction is tried that somebody else's keeps overtaking.
@@ -68,8 +60,7 @@ struct Connection(Box<dyn Stream>);
 impl Connection {
     /// The same places in the same order as xenstore-rs.
     fn open() -> io::Result<Connection> {
-        let path = std::env::var("XENSTORED_PATH").unwrap_or_else(|_| SOCKET.to_string());
-        if let Ok(stream) = UnixStream::connect(path) {
+        if let Ok(stream) = UnixStream::connect(wire::socket()) {
             stream.set_read_timeout(Some(ANSWER))?;
             stream.set_write_timeout(Some(ANSWER))?;
             return Ok(Connection(Box::new(stream)));
@@ -118,51 +109,21 @@ impl Connection {
     }
 
     fn call(&mut self, kind: u32, transaction: u32, payload: &[u8]) -> io::Result<Vec<u8>> {
-        if payload.len() > PAYLOAD_MAX {
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, "longer than a XenStore message"));
-        }
-        let mut message = Vec::with_capacity(16 + payload.len());
-        for word in [kind, 0, transaction, payload.len() as u32] {
-            message.extend_from_slice(&word.to_ne_bytes());
-        }
-        message.extend_from_slice(payload);
-        self.0.write_all(&message)?;
+        self.0.write_all(&wire::message(kind, 0, transaction, payload)?)?;
         loop {
-            let mut header = [0; 16];
+            let mut header = [0; HEADER];
             self.0.read_exact(&mut header)?;
-            let word = |at: usize| u32::from_ne_bytes(header[at..at + 4].try_into().expect("4 bytes"));
-            let (answer, length) = (word(0), word(12) as usize);
-            if length > PAYLOAD_MAX {
-                return Err(io::Error::new(io::ErrorKind::InvalidData, "an impossible answer"));
-            }
-            let mut payload = vec![0; length];
+            let header = Header::parse(header)?;
+            let mut payload = vec![0; header.length];
             self.0.read_exact(&mut payload)?;
-            match answer {
+            match header.kind {
                 XS_WATCH_EVENT => {}
-                XS_ERROR => return Err(error(&payload)),
-                _ if answer == kind => return Ok(payload),
+                XS_ERROR => return Err(wire::error(&payload)),
+                answer if answer == kind => return Ok(payload),
                 _ => return Err(io::Error::new(io::ErrorKind::InvalidData, "an answer to something else")),
             }
         }
     }
-}
-
-/// Strings as XenStore wants them, each with its NUL.
-fn strings(strings: &[&str]) -> Vec<u8> {
-    strings.iter().flat_map(|string| string.bytes().chain([0])).collect()
-}
-
-fn error(payload: &[u8]) -> io::Error {
-    let name = String::from_utf8_lossy(payload);
-    let name = name.trim_end_matches('\0');
-    let kind = match name {
-        "ENOENT" => io::ErrorKind::NotFound,
-        "EAGAIN" => io::ErrorKind::WouldBlock,
-        "EACCES" | "EPERM" => io::ErrorKind::PermissionDenied,
-        "ENOSPC" | "EQUOTA" => io::ErrorKind::StorageFull,
-        _ => io::ErrorKind::Other,
-    };
-    io::Error::new(kind, name.to_string())
 }
 
 #[cfg(test)]
