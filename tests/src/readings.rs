@@ -136,6 +136,8 @@ pub struct Verdict {
     pub records: u64,
     /// How many times there was an error instead.
     pub errors: u64,
+    /// How many of these because the page was being written for as long as a reader tries.
+    pub busy: u64,
     /// Readings of a clock after it was said to be disrupted.
     pub revenants: u64,
     /// How many records of readings that were before the one before by more than both bounds.
@@ -180,6 +182,7 @@ impl Readings {
                 part += passed(part, ahead + record.raw_nanos.cast_signed());
                 let Some(verdict) = verdicts.get_mut(part) else { break };
                 verdict.errors += record.count;
+                verdict.busy += if kind_of_record == RecordKind::Busy { record.count } else { 0 };
                 errors += record.count;
                 if kind_of_record == RecordKind::Unreliable {
                     disrupted = relation.as_ref().map(|(marker, _)| *marker);
@@ -321,13 +324,14 @@ impl fmt::Display for Verdict {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         write!(
             f,
-            "{} readings in {} records, {} wrong, {} undecided, {} errors, {} revenants, {} backwards, {} changes; \
+            "{} readings in {} records, {} wrong, {} undecided, {} errors ({} while the page was written), {} revenants, {} backwards, {} changes; \
              largest error {} ns, {:.0} % of its bound; bounds {} to {} ns; truth within {} ns, at worst {} ns",
             self.readings,
             self.records,
             self.wrong,
             self.undecided,
             self.errors,
+            self.busy,
             self.revenants,
             self.backwards,
             self.changes.len(),
