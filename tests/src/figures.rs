@@ -85,7 +85,7 @@ pub fn run(lab: &Lab, json: Option<&Path>) -> Result<()> {
     host.stop_radclockd("TERM")?;
     for guest in &guests {
         let step = Step::begin(format!("Publishing {UPDATES} updates to the guest {}", guest.name()));
-        let latency = update_latency(lab, &host, guest, guests.len())?;
+        let latency = update_latency(lab, &host, guest, UPDATES, guests.len(), || Ok(()))?;
         figures.update_ns.insert(guest.kind().name(), latency);
         step.done();
     }
@@ -134,16 +134,30 @@ fn read_cost(json: &str) -> Result<ReadCost> {
     serde_json::from_str(json).with_context(|| format!("radclock bench: {json:?}"))
 }
 
-/// One series of updates to all guests, watched in one of them.
-fn update_latency(lab: &Lab, host: &Host, guest: &Guest, guests: usize) -> Result<UpdateLatency> {
+/// One series of so many updates to all guests, watched in one of them. So many guests get it, and what is to go on meanwhile
+/// is begun when they are offered the clock.
+pub(crate) fn update_latency(
+    lab: &Lab,
+    host: &Host,
+    guest: &Guest,
+    updates: usize,
+    guests: usize,
+    begin: impl FnOnce() -> Result<()>,
+) -> Result<UpdateLatency> {
     let seen = lab.run.path().join(format!("updates-{}", guest.name()));
     let watch = format!("lab-probe updates {}", SERIES_LIMIT.as_secs());
     let watcher = guest.expression(&watch)?.stderr_to_stdout().stdout_path(&seen);
     let watcher = Background::start("ssh", &watcher)?;
     let lines = || Ok::<_, anyhow::Error>(fs::read_to_string(&seen)?.lines().map(str::to_owned).collect::<Vec<_>>());
     wait::until("the guest to watch its page", COMMAND_LIMIT, || Ok((!lines()?.is_empty()).then_some(())))?;
-    let publish = format!("lab-publisher series {UPDATES} {guests}");
-    let published = command::success(&publish, &host.output(&publish, SERIES_LIMIT)?)?;
+    let file = "/run/series";
+    host.run(&format!("rm -f {file}"))?;
+    let publish = format!("lab-publisher series {updates} {guests} --after {file}");
+    let publisher = Background::start("ssh", &host.expression(&publish).stdout_capture().stderr_capture())?;
+    begin()?;
+    host.run(&format!("touch {file}"))?;
+    let published = wait::until("the updates to be published", SERIES_LIMIT, || publisher.ended())?;
+    let published = command::success(&publish, &published)?;
     let published = published.lines().map(str::parse).collect::<Result<Vec<u64>, _>>().context("lab-publisher")?;
     let output = wait::until("the guest to have seen the updates", SERIES_LIMIT, || watcher.ended())?;
     let lines = lines()?;

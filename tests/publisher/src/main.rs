@@ -5,7 +5,7 @@
 mod hostile;
 
 use std::fs::File;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
@@ -20,6 +20,8 @@ use radclock::time::{Counter, NANOS_PER_SEC, Timestamp};
 use xen_backend::xen::{GuestPolicy, Guests, SystemTime};
 
 const CONNECT_LIMIT: Duration = Duration::from_secs(60);
+/// How often what is waited for is looked at.
+const LOOK: Duration = Duration::from_millis(100);
 const VALID_NANOS: u64 = 60 * NANOS_PER_SEC;
 const HOST_ID: [u8; 16] = *b"lab's publisher ";
 
@@ -41,6 +43,9 @@ enum Command {
         updates: u32,
         /// How many guests are connected before the first.
         guests: usize,
+        /// Begin when this file is there, and not before.
+        #[arg(long, value_name = "FILE")]
+        after: Option<PathBuf>,
     },
     /// The clock of the radclockd that runs here and offers it to no guest, every 2 ms with another reference instant.
     /// Prints how many updates there were.
@@ -64,16 +69,19 @@ fn main() -> ExitCode {
 
 async fn run(command: Command) -> Result<()> {
     match command {
-        Command::Series { updates, guests } => series(updates, guests).await,
+        Command::Series { updates, guests, after } => series(updates, guests, after.as_deref()).await,
         Command::Rapid { seconds } => rapid(Duration::from_secs(seconds)).await,
         Command::Broken { domid, fifo } => hostile::run(domid, &fifo),
     }
 }
 
-async fn series(updates: u32, connected: usize) -> Result<()> {
+async fn series(updates: u32, connected: usize, after: Option<&Path>) -> Result<()> {
     let system_time = SystemTime::open()?;
     let guests = Guests::start(GuestPolicy::All, HOST_ID, "lab".to_owned(), page(0, None)).await?;
     await_connected(&guests, connected).await?;
+    while after.is_some_and(|file| !file.exists()) {
+        tokio::time::sleep(LOOK).await;
+    }
     // The reader in the guest waits for a clock that has no time yet, then for the first update.
     tokio::time::sleep(Duration::from_secs(1)).await;
     let mut published = Vec::new();
@@ -147,7 +155,7 @@ async fn await_connected(guests: &Guests, count: usize) -> Result<()> {
         if start.elapsed() > CONNECT_LIMIT {
             bail!("after {} s only {connected} guests are connected", CONNECT_LIMIT.as_secs());
         }
-        tokio::time::sleep(Duration::from_millis(100)).await;
+        tokio::time::sleep(LOOK).await;
     }
 }
 
