@@ -17,6 +17,9 @@ const WILD_WANDERS: [f64; 2] = [1e-13, 1e-9];
 const WILD_NOISES: [f64; 3] = [2e-6, 32e-6, 300e-6];
 /// Amplitude of a cycle of the rate, and what it wanders besides, 1/s.
 const CYCLES: [(f64, f64); 3] = [(1e-8, 1e-20), (1e-7, 1e-20), (1e-7, 3e-19)];
+/// One more, for when a cycle is known. Before that it would be a filter without one like others, and make its wander
+/// count more than others.
+const LATE_CYCLES: [(f64, f64); 1] = [(1e-7, 3e-18)];
 const CYCLE_NOISES: [f64; 3] = [0.5e-6, 2e-6, 8e-6];
 /// The evidence for a filter rests on about so many stamps.
 const MEMORY_STAMPS: f64 = 400.0;
@@ -59,9 +62,7 @@ impl Bank {
         let steady = WANDERS.iter().flat_map(|&wander| NOISES.map(|noise| Assumed { wander, noise, cycle: 0.0 }));
         let wild =
             WILD_WANDERS.iter().flat_map(|&wander| WILD_NOISES.map(|noise| Assumed { wander, noise, cycle: 0.0 }));
-        let cycling =
-            CYCLES.iter().flat_map(|&(cycle, wander)| CYCLE_NOISES.map(|noise| Assumed { wander, noise, cycle }));
-        let grid: Vec<Assumed> = steady.chain(wild).chain(cycling).collect();
+        let grid: Vec<Assumed> = steady.chain(wild).chain(cycling(&CYCLES)).collect();
         let weight = 1.0 / grid.len() as f64;
         Bank {
             members: grid
@@ -84,12 +85,23 @@ impl Bank {
     /// The rate goes through a cycle at this pace.
     pub(super) fn set_pace(&mut self, pace: Pace) {
         let (Pace::Same(frequency) | Pace::New(frequency)) = pace;
-        self.frequency = Some(frequency);
+        if self.frequency.replace(frequency).is_none() {
+            self.join(cycling(&LATE_CYCLES));
+        }
         if matches!(pace, Pace::New(_)) {
             for member in &mut self.members {
                 member.filter.forget_cycle();
             }
         }
+    }
+
+    /// More filters, which begin where the best one is.
+    fn join(&mut self, grid: impl Iterator<Item = Assumed>) {
+        let Some(Member { filter, evidence, .. }) = self.best().cloned() else { return };
+        let members: Vec<Member> =
+            grid.map(|assumed| Member { filter: filter.assuming(assumed), evidence, weight: 0.0 }).collect();
+        self.members.reserve_exact(members.len() + self.asleep.len());
+        self.members.extend(members);
     }
 
     /// Takes in a stamp: what was measured forward and backward, with the host's noise (s²).
@@ -243,6 +255,11 @@ impl Bank {
             self.members.iter().filter(|member| member.weight > 0.0).map(|member| (member.weight, of(&member.filter))),
         )
     }
+}
+
+/// Filters with these cycles.
+fn cycling(cycles: &[(f64, f64)]) -> impl Iterator<Item = Assumed> {
+    cycles.iter().flat_map(|&(cycle, wander)| CYCLE_NOISES.map(|noise| Assumed { wander, noise, cycle }))
 }
 
 /// Mean and variance of a mixture.

@@ -92,14 +92,17 @@ const TIME_SIGMAS: f64 = 2.3;
 const RATE_SIGMAS: f64 = 4.0;
 const SANE_SIGMAS: f64 = 4.0;
 /// A packet that came earlier than it can shows how wrong a reading was. The bound is at least so many times the worst
-/// of these…
+/// of these, and up to twice that while few stamps were seen…
 const SURPRISE_MARGIN: f64 = 2.0;
-/// …which is forgotten by so much a stamp, relative.
+/// …which is forgotten by so much a stamp, relative, and within no less than so many seconds.
 const SURPRISE_DECAY: f64 = 0.003;
+const SURPRISE_SECS: f64 = 3600.0;
 /// What small changes of a path that are no level shift may do to the clock, relative.
 const UNSEEN_DRIFT: f64 = 0.3e-9;
-/// So many stamps have told half of what readings are like.
-const UNTOLD_STAMPS: f64 = 50.0;
+/// So many stamps have told how noisy readings are, but for a quarter of the variance…
+const NOISE_STAMPS: f64 = 400.0;
+/// …and so many have told half of how far they surprise.
+const SURPRISE_STAMPS: f64 = 50.0;
 /// Stamps that agree before there is a clock.
 const WARMUP_STAMPS: u64 = 3;
 /// An oscillator's rate may jump by so much at once (relative), and the phase that follows is believed up to so many
@@ -112,8 +115,9 @@ const TOLERANCE: f64 = 2e-6;
 const DISTRUST_STAMPS: u32 = 8;
 /// …and as long as it had confirmed the clock before, at most so many seconds.
 const DISTRUST_SECS: f64 = 86400.0;
-/// A clock confirmed for less than so many seconds cannot tell a server that lies from a counter that is set right now and
-/// then, as long as they contradict each other by less than so many seconds: its bound covers both.
+/// A clock is young until it was confirmed for so many seconds without a contradiction. Before that it cannot tell a server
+/// that lies from a counter that is set right now and then, as long as they contradict each other by less than so many
+/// seconds: its bound covers both.
 const YOUNG_SECS: f64 = 3600.0;
 const SET_RIGHT_SECS: f64 = 50e-3;
 /// Poll periods without a stamp after which the clock is free-running, as in NTP's reach register.
@@ -183,7 +187,9 @@ impl Synchroniser {
                 // Two stamps that contradict each other: either may be right, and the newer one is at hand.
                 self.state = State::new(&self.params, stamp, rtt);
             } else if state.is_refuted() {
-                self.state = None;
+                // Whatever was the reason, it may come again.
+                let surprise = state.surprise;
+                self.state = State::new(&self.params, stamp, rtt).map(|state| State { surprise, ..state });
                 self.report.restarts += 1;
             }
         }
@@ -243,6 +249,8 @@ struct State {
     stamps: u64,
     /// Seconds over which stamps were accepted.
     confirmed: f64,
+    /// Seconds without a contradiction until the clock is no longer young.
+    youth: f64,
     /// Seconds since the last accepted stamp, and stamps refused since.
     silence: f64,
     refused: u32,
@@ -276,6 +284,7 @@ impl State {
             clock: None,
             stamps: 1,
             confirmed: 0.0,
+            youth: YOUNG_SECS,
             silence: 0.0,
             refused: 0,
             poll: POLL_SECS.0,
@@ -309,11 +318,12 @@ impl State {
         // Where congestion hides the edge of the delays, the smallest ones may be taken for longer than they are.
         let hidden = (-self.watch.slack()).max(0.0) / 2.0;
         // At first the model itself is what is wrong, and says so.
-        let vague = TIME_SIGMAS * self.untold();
+        let vague = TIME_SIGMAS * self.untold(SURPRISE_STAMPS);
         let blur = self.bank.noise().powi(2);
         let early = predicted.map(|excess| -excess.mean - vague * (excess.variance - blur).max(0.0).sqrt());
         let early = early[0].max(early[1]) - hidden - self.rate_bound.get() * self.silence.abs();
-        self.surprise = early.max(self.surprise * (1.0 - SURPRISE_DECAY));
+        let forgotten = SURPRISE_DECAY.min(self.silence.abs() / SURPRISE_SECS);
+        self.surprise = early.max(self.surprise * (1.0 - forgotten));
         let poor = self.watch.is_poor(&self.bank, excess);
         if !poor {
             self.watch.learn_poor(&mut self.bank);
@@ -334,6 +344,7 @@ impl State {
 
         self.stamps += 1;
         self.confirmed += self.silence;
+        self.youth -= self.silence;
         self.refused = 0;
         self.poll = self.silence.clamp(POLL_SECS.0, POLL_SECS.1);
         report.last_offset_s = self.correct(stamp);
@@ -392,9 +403,10 @@ impl State {
         let excess =
             Direction::BOTH.map(|direction| self.bank.excess(direction, measured[direction as usize], noise).mean);
         let (early, late) = (-excess[0].min(excess[1]), excess[0].max(excess[1]));
-        if self.confirmed > YOUNG_SECS || early > SET_RIGHT_SECS {
+        if self.youth < 0.0 || early > SET_RIGHT_SECS {
             return;
         }
+        self.youth = YOUNG_SECS;
         self.surprise = self.surprise.max(early);
         let told = ((late.max(early) + self.spread()) * 1e9).ceil() as u64;
         if let Some(clock) = &mut self.clock {
@@ -441,16 +453,17 @@ impl State {
         });
     }
 
-    /// How little the stamps so far have told of what readings are like, from 1 to 0.
-    fn untold(&self) -> f64 {
-        UNTOLD_STAMPS / (UNTOLD_STAMPS + self.stamps as f64)
+    /// How little the stamps so far have told of what half is told by so many, from 1 to 0.
+    fn untold(&self, half: f64) -> f64 {
+        half / (half + self.stamps as f64)
     }
 
     /// How far the clock may be from where it would be with perfect stamps, s.
     fn spread(&self) -> f64 {
         // How noisy readings are is known once there were some; until then it is as assumed.
-        let variance = self.bank.theta().variance + self.untold() * self.bank.noise().powi(2);
-        (TIME_SIGMAS * variance.sqrt()).max(SURPRISE_MARGIN * self.surprise)
+        let variance = self.bank.theta().variance + (self.untold(NOISE_STAMPS) * self.bank.noise()).powi(2);
+        let margin = SURPRISE_MARGIN * (1.0 + self.untold(SURPRISE_STAMPS));
+        (TIME_SIGMAS * variance.sqrt()).max(margin * self.surprise)
     }
 
     /// Whether the server has contradicted the clock for as long as it had confirmed it.
