@@ -91,14 +91,26 @@ impl Store {
     }
 
     async fn numbers(&self, path: &str) -> Result<BTreeSet<u16>, XenError> {
-        let children = limit("list", path, async {
+        let listed = limit("list", path, async {
             match self.xs.directory(path).await {
-                Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
-                result => result,
+                Ok(names) => Ok(Some(names.into_iter().map(String::from).collect())),
+                Err(error) => match error.kind() {
+                    io::ErrorKind::NotFound => Ok(Some(Vec::new())),
+                    // Longer than a message.
+                    io::ErrorKind::InvalidData => Ok(None),
+                    _ => Err(error),
+                },
             }
-        })
-        .await?;
-        Ok(children.iter().filter_map(|child| child.parse().ok()).collect())
+        });
+        let names: Vec<String> = match listed.await? {
+            Some(names) => names,
+            None => {
+                let long = path.to_owned();
+                let list = tokio::task::spawn_blocking(move || transaction::list(&long));
+                limit("list", path, async { list.await.unwrap_or_else(|panic| Err(io::Error::other(panic))) }).await?
+            }
+        };
+        Ok(names.iter().filter_map(|name| name.parse().ok()).collect())
     }
 
     /// What there is of a domain; nothing if it is gone.

@@ -1,4 +1,5 @@
-//! The one thing that xenstore-rs has no words for: writing a device's nodes with their permissions, all or none.
+//! What xenstore-rs has no words for: writing a device's nodes with their permissions, all or none, and listing a
+//! directory that is longer than a message.
 //!
 //! A device's directories are created in one XenStore transaction that first looks whether the domain still exists,
 //! so that none is left behind in a domain that is being destroyed, and that gives the frontend's directory to the
@@ -10,8 +11,8 @@ use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use super::wire::{
-    self, DEVICE, HEADER, Header, XS_ERROR, XS_READ, XS_SET_PERMS, XS_TRANSACTION_END, XS_TRANSACTION_START,
-    XS_WATCH_EVENT, XS_WRITE, strings,
+    self, DEVICE, HEADER, Header, XS_DIRECTORY_PART, XS_ERROR, XS_READ, XS_SET_PERMS, XS_TRANSACTION_END,
+    XS_TRANSACTION_START, XS_WATCH_EVENT, XS_WRITE, strings,
 };
 
 /// How long xenstored has for an answer.
@@ -51,6 +52,15 @@ pub fn write_if(condition: (&str, &str), directories: &[Directory]) -> io::Resul
     Connection::open()?.write_if(condition, directories)
 }
 
+/// The names of a directory's nodes, however many they are: one message holds those of some 800 domains.
+///
+/// # Errors
+///
+/// [`io::ErrorKind::NotFound`] if there is no such directory; whatever XenStore answers.
+pub fn list(path: &str) -> io::Result<Vec<String>> {
+    Connection::open()?.list(path)
+}
+
 trait Stream: Read + Write {}
 impl<T: Read + Write> Stream for T {}
 
@@ -76,6 +86,42 @@ impl Connection {
             }
         }
         Err(io::Error::other("others change XenStore all the time"))
+    }
+
+    fn list(&mut self, path: &str) -> io::Result<Vec<String>> {
+        for _ in 0..TRIES {
+            if let Some(names) = self.try_list(path)? {
+                return Ok(names);
+            }
+        }
+        Err(io::Error::other("others change XenStore all the time"))
+    }
+
+    /// Nothing if the directory changed between two parts.
+    fn try_list(&mut self, path: &str) -> io::Result<Option<Vec<String>>> {
+        let mut names: Vec<u8> = Vec::new();
+        let mut first = None;
+        loop {
+            let part = self.call(XS_DIRECTORY_PART, 0, &strings(&[path, &names.len().to_string()]))?;
+            let malformed = || io::Error::new(io::ErrorKind::InvalidData, "not a part of a directory");
+            let end = part.iter().position(|byte| *byte == 0).ok_or_else(malformed)?;
+            let (generation, part) = (&part[..end], &part[end + 1..]);
+            if first.get_or_insert_with(|| generation.to_vec()) != generation {
+                return Ok(None);
+            }
+            // The last part ends with an empty name.
+            let (part, is_last) = match part {
+                [] | [0] => (&part[..0], true),
+                [part @ .., 0, 0] => (&part[..part.len()], true),
+                [.., 0] => (part, false),
+                _ => return Err(malformed()),
+            };
+            names.extend_from_slice(part);
+            if is_last {
+                let names = names.split(|byte| *byte == 0).filter(|name| !name.is_empty());
+                return Ok(Some(names.map(|name| String::from_utf8_lossy(name).into_owned()).collect()));
+            }
+        }
     }
 
     fn try_write_if(&mut self, condition: (&str, &str), directories: &[Directory]) -> io::Result<()> {
@@ -131,6 +177,7 @@ mod tests {
     use std::collections::BTreeMap;
     use std::thread::{self, JoinHandle};
 
+    use super::super::wire::PAYLOAD_MAX;
     use super::*;
 
     const CONDITION: (&str, &str) = ("/local/domain/7/vm", "/vm/u");
@@ -260,6 +307,54 @@ mod tests {
         connection.write_if(CONDITION, &directories()).expect_err("conflicts");
         drop(connection);
         assert_eq!(server.join().expect("a tree"), with_domain());
+    }
+
+    /// A xenstored with a directory of these names, which is another one after each of the first answers.
+    fn xenstored_with(names: Vec<String>, mut changes: u32) -> Connection {
+        let (client, mut server) = UnixStream::pair().expect("sockets");
+        let children = strings(&names.iter().map(String::as_str).collect::<Vec<_>>());
+        thread::spawn(move || {
+            let mut header = [0; 16];
+            let mut generation = 0;
+            while server.read_exact(&mut header).is_ok() {
+                let word = |at: usize| u32::from_ne_bytes(header[at..at + 4].try_into().expect("4 bytes"));
+                assert_eq!((word(0), word(8)), (XS_DIRECTORY_PART, 0));
+                let mut payload = vec![0; word(12) as usize];
+                server.read_exact(&mut payload).expect("a payload");
+                let payload = String::from_utf8(payload).expect("text");
+                let [path, offset, ""] = payload.split('\0').collect::<Vec<_>>()[..] else { panic!("{payload:?}") };
+                assert_eq!(path, "/local/domain");
+                let rest = &children[offset.parse().expect("a number")..];
+                let mut answer = strings(&[&generation.to_string()]);
+                // Whole names, and room for the end.
+                let fits = rest.len().min(PAYLOAD_MAX - answer.len() - 1);
+                let part = rest[..fits].iter().rposition(|byte| *byte == 0).map_or(&rest[..0], |last| &rest[..=last]);
+                answer.extend_from_slice(part);
+                if part.len() == rest.len() {
+                    answer.push(0);
+                }
+                generation += u32::from(changes > 0);
+                changes = changes.saturating_sub(1);
+                for word in [XS_DIRECTORY_PART, 0, 0, answer.len() as u32] {
+                    server.write_all(&word.to_ne_bytes()).expect("an answer");
+                }
+                server.write_all(&answer).expect("an answer");
+            }
+        });
+        Connection(Box::new(client))
+    }
+
+    #[test]
+    fn a_directory_is_listed_however_long_it_is_and_whoever_changes_it_meanwhile() {
+        for count in [0, 1, 10, 1000, 1100, 32_000] {
+            let names: Vec<String> = (0..count).map(|domid: u32| domid.to_string()).collect();
+            for changes in [0, 3] {
+                let mut connection = xenstored_with(names.clone(), changes);
+                assert_eq!(connection.list("/local/domain").expect("names"), names, "{count}, {changes}");
+            }
+        }
+        let names: Vec<String> = (0..1100).map(|domid: u32| domid.to_string()).collect();
+        xenstored_with(names, u32::MAX).list("/local/domain").expect_err("changes all the time");
     }
 
     #[test]

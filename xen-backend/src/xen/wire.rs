@@ -13,8 +13,9 @@ pub const XS_WRITE: u32 = 11;
 pub const XS_SET_PERMS: u32 = 14;
 pub const XS_WATCH_EVENT: u32 = 15;
 pub const XS_ERROR: u32 = 16;
+pub const XS_DIRECTORY_PART: u32 = 22;
 /// `XENSTORE_PAYLOAD_MAX`.
-const PAYLOAD_MAX: usize = 4096;
+pub const PAYLOAD_MAX: usize = 4096;
 pub const HEADER: usize = 16;
 
 /// Where there is no socket.
