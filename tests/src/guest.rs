@@ -11,6 +11,9 @@ use crate::host::{COMMAND_LIMIT, Host};
 /// For a migration under load, on a build machine that does other things too.
 const MIGRATION_LIMIT: Duration = Duration::from_secs(600);
 
+/// The kernel, unpacked, takes two thirds of it while it is loaded.
+const SMALL_MEGABYTES: u32 = 96;
+
 /// How a guest is virtualised.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
@@ -47,6 +50,22 @@ impl Host {
     /// Creates a guest with so many virtual CPUs.
     pub fn create_with_cpus(&self, name: &str, kind: Kind, cpus: u32) -> Result<Guest<'_>> {
         self.run(&format!("guest-create {name} {} 128 {cpus}", kind.name()))?;
+        Ok(Guest { host: self, name: name.to_owned(), kind })
+    }
+
+    /// Creates a guest that has little more than the agent and the driver, one of many.
+    pub fn create_small(&self, name: &str, kind: Kind) -> Result<Guest<'_>> {
+        self.run(&format!("SMALL=1 guest-create {name} {} {SMALL_MEGABYTES}", kind.name()))?;
+        Ok(Guest { host: self, name: name.to_owned(), kind })
+    }
+
+    /// Makes a guest of another name from what [`Guest::save`] left of `original`, which was created on this host.
+    pub fn restore_copy(&self, name: &str, kind: Kind, original: &str, path: &str) -> Result<Guest<'_>> {
+        let configuration = format!("/run/{name}.cfg");
+        let shell = format!(
+            "sed 's/^name = .*/name = \"{name}\"/' /run/{original}.cfg > {configuration} && xl restore {configuration} {path}"
+        );
+        command::success(&shell, &self.output(&shell, MIGRATION_LIMIT)?)?;
         Ok(Guest { host: self, name: name.to_owned(), kind })
     }
 

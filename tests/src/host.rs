@@ -27,6 +27,8 @@ const DOM0_OPTIONS: &str = "console=hvc0 quiet net.ifnames=0 panic=-1 mitigation
 /// Without smap and smep, which Xen's Dom0 does not survive in QEMU 7.2; without la57, pku and pks for speed.
 const CPU: &str = "max,-smap,-smep,-la57,-pku,-pks,-erms,-fsrm";
 const MEMORY: &str = "4G";
+/// For dozens of small guests. What is never touched costs the build machine nothing.
+const LARGE_MEMORY: &str = "7G";
 /// Of each of two: enough for Dom0 and a handful of guests.
 const PAIR_MEMORY: &str = "2560M";
 /// Of the network between two hosts, whose packets never leave the build machine: fewer of them, less emulation.
@@ -66,6 +68,14 @@ struct Link {
     rate: Option<(i64, PathBuf)>,
 }
 
+/// How a host is to be.
+enum Form<'a> {
+    /// By itself, with so much memory.
+    Single(&'static str),
+    /// One of a pair.
+    Linked(&'a Link),
+}
+
 /// A host on its way up.
 struct Booting {
     dir: PathBuf,
@@ -80,7 +90,7 @@ impl Booting {
         payload: &Payload,
         dir: PathBuf,
         ntp: Rc<NtpServer>,
-        link: Option<&Link>,
+        form: &Form,
     ) -> Result<Booting> {
         let key = dir.join("key");
         let keygen =
@@ -90,7 +100,7 @@ impl Booting {
         // Free now; nobody else on this machine is likely to take it within the second.
         let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
         write_ssh_config(&dir, port)?;
-        let qemu = start_qemu(artefacts, xen, &disk, port, &dir, link)?;
+        let qemu = start_qemu(artefacts, xen, &disk, port, &dir, form)?;
         Ok(Booting { dir, qemu, ntp })
     }
 
@@ -121,7 +131,8 @@ impl Pair {
         let mut booting = Vec::new();
         for ((number, dir), rate) in (1..).zip(dirs).zip(rates) {
             let link = Link { number, dir: shared.clone(), rate };
-            booting.push(Booting::start(artefacts, xen, payload, dir, Rc::clone(&ntp), Some(&link))?);
+            let form = Form::Linked(&link);
+            booting.push(Booting::start(artefacts, xen, payload, dir, Rc::clone(&ntp), &form)?);
         }
         let mut hosts = booting.into_iter().map(|booting| booting.finish(&step));
         let (Some(first), Some(second)) = (hosts.next(), hosts.next()) else { unreachable!("two were started") };
@@ -144,10 +155,20 @@ impl Pair {
 impl Host {
     /// Boots a host, up to a Dom0 that takes commands, and starts an NTP server for it on the build machine.
     pub fn boot(artefacts: &Artefacts, payload: &Payload, run: &RunDir) -> Result<Host> {
+        Host::boot_with(MEMORY, artefacts, payload, run)
+    }
+
+    /// The same with memory for dozens of small guests.
+    pub fn boot_large(artefacts: &Artefacts, payload: &Payload, run: &RunDir) -> Result<Host> {
+        Host::boot_with(LARGE_MEMORY, artefacts, payload, run)
+    }
+
+    fn boot_with(memory: &'static str, artefacts: &Artefacts, payload: &Payload, run: &RunDir) -> Result<Host> {
         let step = Step::begin("Booting Xen and Dom0");
         let dir = run.host_dir()?;
         let ntp = Rc::new(NtpServer::start(&dir)?);
-        let host = Booting::start(artefacts, &artefacts.xen, payload, dir, ntp, None)?.finish(&step)?;
+        let form = Form::Single(memory);
+        let host = Booting::start(artefacts, &artefacts.xen, payload, dir, ntp, &form)?.finish(&step)?;
         step.done();
         Ok(host)
     }
@@ -238,15 +259,14 @@ fn start_qemu(
     disk: &Path,
     port: u16,
     dir: &Path,
-    link: Option<&Link>,
+    form: &Form,
 ) -> Result<Background> {
     let show = |path: &Path| path.display().to_string();
     let log = dir.join("console.log");
     File::create(&log)?;
-    let memory = if link.is_some() { PAIR_MEMORY } else { MEMORY };
-    let dom0_options = match link {
-        None => DOM0_OPTIONS.to_owned(),
-        Some(link) => format!("{DOM0_OPTIONS} lab_host={}", link.number),
+    let (memory, link, dom0_options) = match form {
+        Form::Single(memory) => (*memory, None, DOM0_OPTIONS.to_owned()),
+        Form::Linked(link) => (PAIR_MEMORY, Some(*link), format!("{DOM0_OPTIONS} lab_host={}", link.number)),
     };
     let mut arguments = vec![
         "-nodefaults".to_owned(),

@@ -75,6 +75,11 @@ impl Lab {
         Host::boot(&self.artefacts, &self.payload, &self.run)
     }
 
+    /// The same with memory for dozens of small guests.
+    pub fn boot_large(&self) -> Result<Host> {
+        Host::boot_large(&self.artefacts, &self.payload, &self.run)
+    }
+
     /// The same with our hypervisor, whichever the others boot.
     pub fn boot_patched(&self) -> Result<Host> {
         let xen = xen::build(&self.cache, xen::RELEASE)?;

@@ -23,6 +23,11 @@ const PACKAGES: &[&str] =
 /// The lab's own part of them.
 const BARE_PACKAGES: &[&str] = &["lab-agent"];
 
+/// Programs that are of no use in a guest.
+const DOM0_PROGRAMS: &[&str] = &["radclockd", "radclock-ctl", "lab-publisher", "lab-clocks"];
+/// All that a small guest has.
+const FEW_PROGRAMS: &[&str] = &["guest", "lab-probe"];
+
 /// What to put on the disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Parts {
@@ -81,14 +86,18 @@ impl Payload {
         script(&tree.join("bin/migrate"), include_str!("../dom0/migrate"))?;
         fs::write(tree.join("authorized_keys"), authorized_keys)?;
         fs::copy(&artefacts.unpacked_kernel, tree.join("guest/vmlinux"))?;
-        fs::write(tree.join("guest/initrd"), self.guest_initramfs(&artefacts.guest_modules)?)?;
+        fs::write(tree.join("guest/initrd"), self.guest_initramfs(&artefacts.guest_modules, |_| true)?)?;
+        // For guests that are many.
+        let few = |name: &str| FEW_PROGRAMS.contains(&name);
+        fs::write(tree.join("guest/small-initrd"), self.guest_initramfs(&[], few)?)?;
         let disk = dir.join("lab.img");
         ext4_image(&tree, &disk, "256M")?;
         fs::remove_dir_all(&tree)?;
         Ok(disk)
     }
 
-    fn guest_initramfs(&self, modules: &[PathBuf]) -> Result<Vec<u8>> {
+    /// With those of the guests' programs that `is_wanted`.
+    fn guest_initramfs(&self, modules: &[PathBuf], is_wanted: impl Fn(&str) -> bool) -> Result<Vec<u8>> {
         let mut initramfs = Initramfs::default();
         for folder in ["bin", "dev", "etc", "lib", "proc", "run", "sbin", "sys", "tmp"] {
             initramfs.dir(folder);
@@ -103,7 +112,7 @@ impl Payload {
         initramfs.script("etc/setup", include_str!("../guest/setup"));
         initramfs.content("etc/inittab", include_str!("../guest/inittab"));
         for (name, path) in &self.programs {
-            if !["radclockd", "radclock-ctl", "lab-publisher", "lab-clocks"].contains(&name.as_str()) {
+            if !DOM0_PROGRAMS.contains(&name.as_str()) && is_wanted(name) {
                 initramfs.file(&format!("bin/{name}"), path)?;
             }
         }

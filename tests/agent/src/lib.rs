@@ -173,3 +173,14 @@ pub struct Update {
     /// How wrong `seen` may be.
     pub bound: u64,
 }
+
+/// When a guest's driver took an update over. All on Xen's system time, ns.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub struct Arrival {
+    /// Its publication in Dom0.
+    pub published: u64,
+    /// The reference instant of the page that the driver made of it, which is when it did.
+    pub taken: u64,
+    /// How wrong `taken` may be.
+    pub bound: u64,
+}

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use clap::{Parser, Subcommand};
 use lab_agent::samples::system_clock;
-use lab_agent::{Exchange, LAST_GENERATION, Pair, Recorded, Update};
+use lab_agent::{Arrival, Exchange, LAST_GENERATION, Pair, Recorded, Update};
 use memmap2::{Mmap, MmapOptions};
 use nix::time::{ClockId, clock_gettime};
 use radclock::clock::Status;
@@ -52,6 +52,8 @@ enum Command {
     Cost,
     /// Watch the page without a pause until a series of updates has ended, and print when each was seen. Says when it begins.
     Updates { seconds: u64 },
+    /// Print when the driver took over each update of slow series. Sleeps nearly all the time.
+    Arrivals { seconds: u64 },
 }
 
 fn main() -> ExitCode {
@@ -64,6 +66,7 @@ fn main() -> ExitCode {
         Command::Wire { milliseconds } => wire(Duration::from_millis(milliseconds)),
         Command::Cost => cost(),
         Command::Updates { seconds } => updates(Duration::from_secs(seconds)),
+        Command::Arrivals { seconds } => arrivals(Duration::from_secs(seconds)),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -315,6 +318,28 @@ fn updates(limit: Duration) -> Result<()> {
     }
     for update in &updates {
         println!("{}", serde_json::to_string(update)?);
+    }
+    Ok(())
+}
+
+fn arrivals(limit: Duration) -> Result<()> {
+    /// Well below the second after which the driver of an undisturbed guest makes a new page of the same update.
+    const LOOKS: Duration = Duration::from_millis(150);
+    let clock = RadClock::open()?;
+    let start = Instant::now();
+    let mut last = None;
+    while start.elapsed() < limit {
+        // Without a time: the page of a publisher that begins or ends.
+        if let Ok(page) = clock.snapshot()
+            && let Ok(reference) = page.abi.clock()
+        {
+            let published = page.ext.generation.get();
+            if last.replace(published) != Some(published) {
+                let arrival = Arrival { published, taken: reference.time.as_nanos(), bound: reference.max_error_nanos };
+                println!("{}", serde_json::to_string(&arrival)?);
+            }
+        }
+        thread::sleep(LOOKS);
     }
     Ok(())
 }

@@ -4,7 +4,8 @@
 
 mod hostile;
 
-use std::fs::File;
+use std::fs::{File, OpenOptions};
+use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -19,7 +20,8 @@ use radclock::seqcount::SharedPage;
 use radclock::time::{Counter, NANOS_PER_SEC, Timestamp};
 use xen_backend::xen::{GuestPolicy, Guests, SystemTime};
 
-const CONNECT_LIMIT: Duration = Duration::from_secs(60);
+/// For dozens of guests on one processor.
+const CONNECT_LIMIT: Duration = Duration::from_secs(300);
 /// How often what is waited for is looked at.
 const LOOK: Duration = Duration::from_millis(100);
 const VALID_NANOS: u64 = 60 * NANOS_PER_SEC;
@@ -47,6 +49,10 @@ enum Command {
         #[arg(long, value_name = "FILE")]
         after: Option<PathBuf>,
     },
+    /// The same clock, published as the lines say that are written to the FIFO: `COUNT MILLISECONDS` is so many updates with
+    /// about so long from one to the next, of which each gives a line with the instant of its publication and how long it took
+    /// from the first page to the last guest's event, both in ns. Says `connected`, once so many guests are, and `done`.
+    Fanout { guests: usize, fifo: PathBuf },
     /// The clock of the radclockd that runs here and offers it to no guest, every 2 ms with another reference instant.
     /// Prints how many updates there were.
     Rapid { seconds: u64 },
@@ -70,6 +76,7 @@ fn main() -> ExitCode {
 async fn run(command: Command) -> Result<()> {
     match command {
         Command::Series { updates, guests, after } => series(updates, guests, after.as_deref()).await,
+        Command::Fanout { guests, fifo } => fanout(guests, &fifo).await,
         Command::Rapid { seconds } => rapid(Duration::from_secs(seconds)).await,
         Command::Broken { domid, fifo } => hostile::run(domid, &fifo),
     }
@@ -99,6 +106,42 @@ async fn series(updates: u32, connected: usize, after: Option<&Path>) -> Result<
     for instant in published {
         println!("{instant}");
     }
+    Ok(())
+}
+
+async fn fanout(connected: usize, fifo: &Path) -> Result<()> {
+    let system_time = SystemTime::open()?;
+    let guests = Guests::start(GuestPolicy::All, HOST_ID, "lab".to_owned(), page(0, None)).await?;
+    await_connected(&guests, connected).await?;
+    println!("connected");
+    // For writing as well, so that it does not end with each writer.
+    let fifo = OpenOptions::new().read(true).write(true).open(fifo).context(fifo.display().to_string())?;
+    let mut lines = BufReader::new(fifo).lines();
+    loop {
+        // Elsewhere, for guests come and go meanwhile.
+        let (rest, line) = tokio::task::spawn_blocking(move || {
+            let line = lines.next();
+            (lines, line)
+        })
+        .await?;
+        lines = rest;
+        let line = line.context("the FIFO has ended")??;
+        if line == "end" {
+            break;
+        }
+        let (updates, period) = line.split_once(' ').with_context(|| line.clone())?;
+        let period = Duration::from_millis(period.parse()?);
+        for update in 0..updates.parse()? {
+            let now = system_time.now()?;
+            let page = page(now, Some(clock(now)));
+            let start = Instant::now();
+            guests.publish(&page);
+            println!("{now} {}", start.elapsed().as_nanos());
+            tokio::time::sleep(period.mul_f64(0.5 + spread(update))).await;
+        }
+        println!("done");
+    }
+    guests.shutdown().await;
     Ok(())
 }
 
@@ -159,10 +202,14 @@ async fn await_connected(guests: &Guests, count: usize) -> Result<()> {
     }
 }
 
-/// Between 5 and 30 ms, evenly spread and in no step with anything periodic: multiples of the golden ratio.
+/// Between 5 and 30 ms.
 fn pause(update: u32) -> Duration {
-    let fraction = (f64::from(update) * 0.618_033_988_749_895).fract();
-    Duration::from_secs_f64(0.005 + 0.025 * fraction)
+    Duration::from_secs_f64(0.005 + 0.025 * spread(update))
+}
+
+/// Between 0 and 1, evenly spread and in no step with anything periodic: multiples of the golden ratio.
+fn spread(update: u32) -> f64 {
+    (f64::from(update) * 0.618_033_988_749_895).fract()
 }
 
 /// Nanoseconds of system time as nanoseconds since 1970, without an error.

@@ -6,6 +6,7 @@ mod counters;
 mod faults;
 mod migration;
 mod peer;
+mod scale;
 
 use std::path::{Path, PathBuf};
 
@@ -60,6 +61,11 @@ pub const EXPERIMENTS: &[Experiment] = &[
         name: "migration",
         about: "A guest's time across a live migration, ours and that of today's daemons (30 min; --quick: 10 min)",
         run: migration::run,
+    },
+    Experiment {
+        name: "scale",
+        about: "what a guest costs the host, by the number of guests (12 min; --quick: 5 min)",
+        run: scale::run,
     },
 ];
 
