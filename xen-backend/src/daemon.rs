@@ -19,6 +19,7 @@ use tokio::time::Instant;
 
 use crate::config::{Config, LeapSeconds, Server};
 use crate::counter::{HostCounter, LocalCounter};
+use crate::excursion::{self, Excursion};
 use crate::host;
 use crate::keeper::{self, Complaint, Keeper};
 use crate::ntp::client::{Addresses, Client};
@@ -358,7 +359,7 @@ impl State {
             tracing::warn!("{} went astray of Xen's system time: the clock starts anew", self.keeper.counter().name());
             self.keeper.start_anew();
             self.publish(guests);
-        } else if self.pages.is_wire_derived() && self.keeper.content().clock.is_some() {
+        } else if self.pages.changes_wire() && self.keeper.content().clock.is_some() {
             self.keeper.publish();
             if let Some(guests) = guests {
                 guests.publish(&self.pages.wire(&self.keeper));
@@ -408,6 +409,8 @@ enum LocalPages {
         line: Line,
         /// The counter's own, if that is the platform timer.
         platform: Line,
+        /// System time's excursions, if it is the counter.
+        excursion: Box<Excursion>,
     },
 }
 
@@ -454,7 +457,8 @@ impl LocalPages {
         let HostCounter::Xen(xen) = &**counter else { return Ok(LocalPages::Local(vmclock)) };
         let wire = run_dir.page("wire0")?;
         let (line, platform) = (Line::None, Line::None);
-        let mut pages = LocalPages::Xen { wire, vmclock, counter: Arc::clone(counter), line, platform };
+        let excursion = Box::default();
+        let mut pages = LocalPages::Xen { wire, vmclock, counter: Arc::clone(counter), line, platform, excursion };
         if !xen.is_system_time() {
             // Guests get nothing without a line.
             let next = pages.look();
@@ -489,9 +493,23 @@ impl LocalPages {
         }
     }
 
-    /// Whether the guests' page changes with the counter's line.
+    /// Whether the guests' page changes with the counter's line, and so with each look.
     fn is_wire_derived(&self) -> bool {
         self.own_line().is_some()
+    }
+
+    /// Whether the last look changed the guests' page.
+    fn changes_wire(&self) -> bool {
+        self.is_wire_derived() || matches!(self, LocalPages::Xen { excursion, .. } if excursion.has_changed())
+    }
+
+    /// The clock over Xen's system time.
+    fn wire_content(&self, keeper: &Keeper) -> Content {
+        match (self, self.own_line()) {
+            (_, Some(line)) => over_system_time(keeper.content(), line.relation()),
+            (LocalPages::Xen { excursion, .. }, None) => widened(keeper.content(), excursion),
+            _ => *keeper.content(),
+        }
     }
 
     /// Whether the counter no longer counts as it did: the clock over it is wrong.
@@ -502,10 +520,7 @@ impl LocalPages {
 
     /// The clock as guests get it.
     fn wire(&self, keeper: &Keeper) -> Page {
-        match self.own_line() {
-            Some(line) => page(&over_system_time(keeper.content(), line.relation()), keeper),
-            None => *keeper.page(),
-        }
+        page(&self.wire_content(keeper), keeper)
     }
 
     /// Writes all pages.
@@ -522,7 +537,7 @@ impl LocalPages {
     /// Writes the pages that are not over the counter itself.
     fn write_derived(&self, keeper: &Keeper) {
         if let LocalPages::Xen { wire, .. } = self
-            && self.is_wire_derived()
+            && self.changes_wire()
         {
             wire.write(&self.wire(keeper));
         }
@@ -534,25 +549,25 @@ impl LocalPages {
         if xen.is_tsc() {
             return vmclock.write(keeper.page());
         }
-        let wire = match self.own_line() {
-            Some(own) => over_system_time(keeper.content(), own.relation()),
-            None => *keeper.content(),
-        };
-        vmclock.write(&page(&over_tsc(&wire, line.relation()), keeper));
+        vmclock.write(&page(&over_tsc(&self.wire_content(keeper), line.relation()), keeper));
     }
 
     /// Takes the next bracket between the TSC and system time; says when to take the next.
     fn look(&mut self) -> Duration {
         const NEVER: Duration = Duration::from_secs(3600);
-        let LocalPages::Xen { counter, line, platform, .. } = self else { return NEVER };
+        let LocalPages::Xen { counter, line, platform, excursion, .. } = self else { return NEVER };
         let HostCounter::Xen(xen) = &**counter else { return NEVER };
         let samples = xen.tsc_sample().and_then(|tsc| Ok((tsc, xen.platform_sample()?)));
         match samples {
+            Ok((tsc, None)) if xen.is_system_time() => {
+                excursion.look(tsc);
+                line.extend(tsc).min(excursion::LOOK)
+            }
             Ok((tsc, None)) => line.extend(tsc),
             Ok((tsc, Some(own))) => line.extend(tsc).min(platform.extend(own)),
             Err(error) => {
                 tracing::error!("cannot read Xen's counters: {error}");
-                (*line, *platform) = (Line::None, Line::None);
+                (*line, *platform, **excursion) = (Line::None, Line::None, Excursion::default());
                 TICK
             }
         }
@@ -565,6 +580,14 @@ fn over_system_time(content: &Content, relation: Option<&Relation>) -> Content {
         let relation = relation?;
         Some((relation.over_system_time(clock)?, relation.reference()))
     })
+}
+
+/// The clock over Xen's system time, with a bound that covers its excursion.
+fn widened(content: &Content, excursion: &Excursion) -> Content {
+    if !excursion.goes_on() {
+        return *content;
+    }
+    moved(content, CounterId::XEN_SYSTEM_TIME, |clock| excursion.widened(clock))
 }
 
 /// A clock over Xen's system time, over the TSC.

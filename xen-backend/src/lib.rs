@@ -3,13 +3,15 @@
 //! The path of the data, in order: [`ntp`] (exchanges with servers, stamped by the kernel) → [`bracket`] (the stamps
 //! carried over to the host's [`counter`], with Xen a [`xen_counter`]), or [`phc`] (a PTP hardware clock) → [`keeper`]
 //! (the clock: `radclock`'s algorithm, and UTC with its leap seconds) → [`daemon`] (publishes it) → [`xen`] (the guests'
-//! pages) and [`pages`] (this host's own, over the TSC by way of [`relation`]). [`status`] answers `radclock-ctl`; [`config`], [`logging`] and
+//! pages) and [`pages`] (this host's own, over the TSC by way of [`relation`]); [`excursion`] widens bounds while Xen's
+//! system time is astray. [`status`] answers `radclock-ctl`; [`config`], [`logging`] and
 //! [`replay`] are what their names say.
 
 pub mod bracket;
 pub mod config;
 pub mod counter;
 pub mod daemon;
+pub mod excursion;
 pub mod host;
 pub mod keeper;
 pub mod logging;

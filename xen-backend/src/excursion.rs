@@ -1,0 +1,276 @@
+//! When Xen's system time leaves the line that it usually keeps against the TSC: how far a clock over it is off meanwhile.
+//!
+//! Once a second Xen compares system time with its platform timer and changes the scale so that any difference is gone a second
+//! later. If it is held up between reading the one and the other (by firmware, or by the host it runs on itself), it takes that
+//! time for a difference, corrects what was right, and takes that back in the second after. The triangle is as high as the
+//! hold-up was long. The algorithm sees it at the next stamp, guests do at once. So what leaves the line goes into the bound as
+//! soon as it is looked at. What the TSC itself is worth is judged by how well the two keep the line.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use radclock::clock::Clock;
+use radclock::compose::Added;
+use radclock::time::Counter;
+
+use crate::relation::Sample;
+
+/// How often to look: the longer, the further an excursion has gone before it is seen.
+pub const LOOK: Duration = Duration::from_millis(50);
+/// From one point of the line to the next, ns: about a triangle's length, but not in step with Xen's seconds.
+const SPACING_NANOS: f64 = 1.7e9;
+/// Points of the line: about a minute, in which the oscillators wander less than any bound over a network can tell.
+const POINTS: usize = 32;
+/// Fewer points are no line.
+const FEWEST_POINTS: usize = 16;
+/// So many times as far from the line as three quarters of the points is usual (4.6 σ of a normal distribution).
+const USUAL: f64 = 4.0;
+/// What is no excursion in any case, ns: any bound over a network has that much in hand.
+const SMALL_NANOS: f64 = 5_000.0;
+
+/// Watches for excursions.
+#[derive(Clone, Debug, Default)]
+pub struct Excursion {
+    points: VecDeque<Sample>,
+    line: Option<Line>,
+    last: Option<(Sample, f64)>,
+    added: Option<Added>,
+    changed: bool,
+}
+
+/// What system time usually is, by the TSC.
+#[derive(Clone, Copy, Debug)]
+struct Line {
+    origin: Sample,
+    /// Nanoseconds a count.
+    rate: f64,
+    /// System time at `origin`, from that of the sample, ns.
+    level: f64,
+    /// How far three quarters of the points are from the line at most, ns.
+    usual: f64,
+}
+
+impl Line {
+    /// The line through the middle of all: the median of the slopes between any two points (Theil and Sen), then of the levels.
+    fn through(points: &VecDeque<Sample>) -> Option<Line> {
+        if points.len() < FEWEST_POINTS {
+            return None;
+        }
+        let origin = *points.back()?;
+        let mut slopes: Vec<f64> = points
+            .iter()
+            .enumerate()
+            .flat_map(|(index, early)| points.range(index + 1..).map(move |late| slope(early, late)))
+            .collect();
+        let mut line = Line { origin, rate: quantile(&mut slopes, 0.5), level: 0.0, usual: 0.0 };
+        let mut residuals: Vec<f64> = points.iter().map(|point| line.residual(point)).collect();
+        line.level = quantile(&mut residuals, 0.5);
+        residuals.iter_mut().for_each(|residual| *residual = (*residual - line.level).abs());
+        line.usual = quantile(&mut residuals, 0.75);
+        Some(line)
+    }
+
+    /// How far system time is ahead of the line, ns.
+    fn residual(&self, sample: &Sample) -> f64 {
+        nanos(&self.origin, sample) - sample.tsc.since(self.origin.tsc) as f64 * self.rate - self.level
+    }
+}
+
+/// System time from one sample to the other, ns.
+fn nanos(from: &Sample, to: &Sample) -> f64 {
+    to.system_time.wrapping_sub(from.system_time) as i64 as f64
+}
+
+fn slope(from: &Sample, to: &Sample) -> f64 {
+    nanos(from, to) / to.tsc.since(from.tsc) as f64
+}
+
+/// The value below which that share of the values is. There has to be one.
+fn quantile(values: &mut [f64], share: f64) -> f64 {
+    let index = (values.len() as f64 * share) as usize;
+    *values.select_nth_unstable_by(index, f64::total_cmp).1
+}
+
+impl Excursion {
+    /// Takes the next reading of both counters.
+    pub fn look(&mut self, sample: Sample) {
+        let before = self.added.take();
+        // Either clock was set back, as on another host: what was known is of the past.
+        if self.last.is_some_and(|(last, _)| sample.tsc.since(last.tsc) <= 0 || nanos(&last, &sample) <= 0.0) {
+            *self = Excursion::default();
+        }
+        let residual = self.line.map(|line| {
+            let residual = line.residual(&sample);
+            self.added = self.judge(&line, &sample, residual);
+            residual
+        });
+        self.changed = self.added != before;
+        if self.added.is_some() != before.is_some() {
+            let off = residual.unwrap_or_default() / 1e3;
+            tracing::debug!("Xen's system time is {off:.1} us off its line by the TSC");
+        }
+        if self.points.back().is_none_or(|point| nanos(point, &sample) >= SPACING_NANOS) {
+            if self.points.len() == POINTS {
+                self.points.pop_front();
+            }
+            self.points.push_back(sample);
+            self.line = Line::through(&self.points);
+        }
+        self.last = Some((sample, residual.unwrap_or_default()));
+    }
+
+    fn judge(&self, line: &Line, sample: &Sample, residual: f64) -> Option<Added> {
+        let width = sample.half_width as f64 * line.rate + 2.0;
+        if residual.abs() <= USUAL * line.usual + width + SMALL_NANOS {
+            return None;
+        }
+        let (last, before) = self.last?;
+        let widths = width + last.half_width as f64 * line.rate;
+        let departing = ((residual - before).abs() - widths).max(0.0) / nanos(&last, sample);
+        Some(Added { nanos: (residual.abs() + width).ceil() as u64, rate: (departing * 2f64.powi(64)) as u64 })
+    }
+
+    /// Whether system time is off its line.
+    pub fn goes_on(&self) -> bool {
+        self.added.is_some()
+    }
+
+    /// Whether the last look changed what a bound has to cover.
+    pub fn has_changed(&self) -> bool {
+        self.changed
+    }
+
+    /// The clock over system time with a bound that covers the excursion, and with the last look as its reference. Nothing
+    /// without an excursion, or if the result cannot be said in a page.
+    pub fn widened(&self, clock: &Clock) -> Option<(Clock, Counter)> {
+        let added = self.added?;
+        let reference = Counter(self.last?.0.system_time);
+        let (time, max_error) = clock.reading_at(reference)?;
+        let rate = (added.rate as f64 / 2f64.powi(64) * clock.period.frac as f64) as u64 + 1;
+        let widened = Clock {
+            counter: reference,
+            time,
+            period_max_error: clock.period_max_error.saturating_add(rate),
+            max_error_nanos: u64::try_from(max_error.ceil_nanos()).ok()?.saturating_add(added.nanos),
+            ..*clock
+        };
+        Some((widened, reference))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const GHZ: f64 = 2.7;
+
+    fn sample(at: f64, off: f64) -> Sample {
+        Sample { tsc: Counter((at * GHZ) as u64), system_time: (at + off) as u64 + 1_000_000_000, half_width: 100 }
+    }
+
+    /// Off by `height` at the middle of its two seconds.
+    fn triangle(since: f64, height: f64) -> f64 {
+        (1.0 - (since / 1e9 - 1.0).abs()).max(0.0) * height
+    }
+
+    fn after(seconds: usize, noise: impl Fn(usize) -> f64) -> (Excursion, f64) {
+        let mut excursion = Excursion::default();
+        let looks = seconds * 20;
+        for look in 0..looks {
+            excursion.look(sample(look as f64 * 5e7, noise(look)));
+            assert_eq!(excursion.added, None, "look {look}");
+        }
+        (excursion, looks as f64 * 5e7)
+    }
+
+    #[test]
+    fn the_usual_noise_of_the_scale_is_no_excursion() {
+        // The sign changes from second to second, as Xen's corrections do.
+        after(200, |look| if (look / 20).is_multiple_of(2) { 30_000.0 } else { -30_000.0 });
+        after(200, |_| 0.0);
+    }
+
+    #[test]
+    fn without_a_line_nothing_is_said() {
+        let (excursion, _) = after(20, |look| look as f64 * 1e5);
+        assert!(excursion.line.is_none());
+    }
+
+    #[test]
+    fn a_step_that_stays_is_the_line_in_the_end() {
+        let (mut excursion, start) = after(70, |_| 0.0);
+        let mut widened = 0;
+        for look in 0..2000 {
+            excursion.look(sample(start + f64::from(look) * 5e7, 1e6));
+            widened += i32::from(excursion.added.is_some());
+        }
+        assert!((20..1600).contains(&widened), "{widened} looks");
+        assert_eq!(excursion.added, None);
+    }
+
+    #[test]
+    fn a_clock_that_is_set_back_starts_anew() {
+        let (mut excursion, _) = after(70, |_| 0.0);
+        excursion.look(sample(1e9, 0.0));
+        assert!(excursion.line.is_none() && excursion.added.is_none());
+    }
+
+    proptest! {
+        /// From the second look at it on, the bound covers the excursion until the next look.
+        #[test]
+        fn an_excursion_is_covered_once_it_is_seen(
+            height in -50e6f64..50e6,
+            begin in 0.0f64..1e9,
+            noise in 0.0f64..20_000.0,
+        ) {
+            let wave = |look: usize| if (look / 20).is_multiple_of(2) { noise } else { -noise };
+            let (mut excursion, start) = after(70, wave);
+            let off = |at: f64| triangle(at - start - begin, height);
+            for look in 0..100 {
+                let at = start + f64::from(look) * 5e7;
+                excursion.look(sample(at, off(at)));
+                let Added { nanos, rate } = excursion.added.unwrap_or_default();
+                let since = at - start - begin;
+                // Two looks in it, and none at its far end, where it is over before the next.
+                if since < 1e8 || (since - 1e9).abs() < 5e7 {
+                    continue;
+                }
+                // The noise has two levels, of which the line may be either.
+                let hand = SMALL_NANOS + (USUAL + 1.0) * 2.0 * noise + 1000.0;
+                // What is not seen yet has only now begun to matter.
+                let parts: &[f64] = if excursion.goes_on() { &[0.0, 0.3, 0.7, 1.0] } else { &[0.0] };
+                for part in parts {
+                    let later = part * 5e7;
+                    // By system time, as a reader's bound grows.
+                    let elapsed = later + off(at + later) - off(at);
+                    let bound = nanos as f64 + rate as f64 / 2f64.powi(64) * elapsed + hand;
+                    prop_assert!(off(at + later).abs() <= bound, "{} off, {bound}", off(at + later));
+                }
+            }
+        }
+
+        #[test]
+        fn a_widened_clock_is_the_same_with_a_wider_bound(height in prop_oneof![-50e6..-1e5, 1e5f64..50e6], age in 0u64..20_000_000_000) {
+            let (mut excursion, start) = after(70, |_| 0.0);
+            excursion.look(sample(start, 0.0));
+            excursion.look(sample(start + 5e7, height));
+            let at = Counter(excursion.last.expect("it has looked").0.system_time);
+            let clock = Clock {
+                counter: Counter(at.0 - age),
+                time: radclock::time::Timestamp::new(1_800_000_000, 0),
+                period: radclock::clock::Period::from_secs_f64(1.00002e-9).expect("a period"),
+                period_max_error: 1 << 30,
+                max_error_nanos: 300_000,
+            };
+            let (widened, reference) = excursion.widened(&clock).expect("an excursion");
+            prop_assert_eq!(reference, at);
+            for later in [0, 50_000_000] {
+                let (time, bound) = clock.reading_at(Counter(at.0 + later)).expect("a reading");
+                let (other, wider) = widened.reading_at(Counter(at.0 + later)).expect("a reading");
+                prop_assert!(other.since(time).abs() <= radclock::time::Span::from_nanos(2));
+                prop_assert!(wider - bound >= radclock::time::Span::from_nanos(height.abs() as i64 - 2));
+            }
+        }
+    }
+}
