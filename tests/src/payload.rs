@@ -16,6 +16,8 @@ use crate::progress::Step;
 
 const LIMIT: Duration = Duration::from_secs(1800);
 const DRIVER: &str = "xen-radclockfront.ko";
+/// The PTP hardware clock of `tests/ptp`, for Dom0: its path in `/lab`.
+pub const PTP_CLOCK: &str = "lab-ptp.ko";
 
 /// Packages of the workspace whose programs run in the lab's domains.
 const PACKAGES: &[&str] =
@@ -41,6 +43,7 @@ pub enum Parts {
 pub struct Payload {
     programs: BTreeMap<String, PathBuf>,
     driver: Option<PathBuf>,
+    ptp_clock: Option<PathBuf>,
 }
 
 impl Payload {
@@ -54,16 +57,14 @@ impl Payload {
         }
         let programs = stripped(programs)?;
         step.done();
-        let driver = match parts {
-            Parts::Bare => None,
-            Parts::All => {
-                let step = Step::begin(format!("Building the driver for Linux {}", artefacts.release));
-                let driver = build_driver(&artefacts.release)?;
-                step.done();
-                Some(driver)
-            }
-        };
-        Ok(Payload { programs, driver })
+        let (mut driver, mut ptp_clock) = (None, None);
+        if parts == Parts::All {
+            let step = Step::begin(format!("Building the driver for Linux {}", artefacts.release));
+            driver = Some(build_module(&artefacts.release, "xen-frontend/kmod", DRIVER)?);
+            ptp_clock = Some(build_module(&artefacts.release, "tests/ptp", PTP_CLOCK)?);
+            step.done();
+        }
+        Ok(Payload { programs, driver, ptp_clock })
     }
 
     /// A program that was built; being linked statically, it runs on the build machine as well.
@@ -80,6 +81,9 @@ impl Payload {
         let programs = self.programs.iter().map(|(name, path)| (name.as_str(), path.as_path()));
         for (name, path) in programs {
             fs::copy(path, tree.join("bin").join(name))?;
+        }
+        if let Some(module) = &self.ptp_clock {
+            fs::copy(module, tree.join(PTP_CLOCK))?;
         }
         script(&tree.join("init"), include_str!("../dom0/init"))?;
         script(&tree.join("bin/guest-create"), include_str!("../dom0/guest-create"))?;
@@ -229,10 +233,10 @@ fn stripped(programs: BTreeMap<String, PathBuf>) -> Result<BTreeMap<String, Path
     programs.into_iter().map(strip).collect()
 }
 
-/// Builds the driver outside its source folder.
-fn build_driver(release: &str) -> Result<PathBuf> {
-    let source = workspace().join("xen-frontend/kmod");
-    let build = target_dir().join("kmod").join(release);
+/// Builds a kernel module outside its source folder.
+fn build_module(release: &str, source: &str, name: &str) -> Result<PathBuf> {
+    let source = workspace().join(source);
+    let build = target_dir().join("kmod").join(release).join(name.trim_end_matches(".ko"));
     fs::create_dir_all(&build)?;
     for file in fs::read_dir(&source).with_context(|| source.display().to_string())? {
         let file = file?;
@@ -245,7 +249,7 @@ fn build_driver(release: &str) -> Result<PathBuf> {
     let headers = format!("/usr/src/linux-headers-{release}");
     let module = format!("M={}", build.display());
     run("make", &expression("make", ["-C", &headers, &module, "modules"]), LIMIT)?;
-    Ok(build.join(DRIVER))
+    Ok(build.join(name))
 }
 
 /// Leaves the time of an unchanged file alone, so that make does not build it again.

@@ -13,6 +13,7 @@ mod lab;
 mod migration;
 mod mistakes;
 mod moves;
+mod ptp;
 mod suspend;
 mod warning;
 
@@ -51,6 +52,7 @@ scenarios! {
     counters::the_series_apply_to_debians_sources,
     counters::dom0_samples_counters_on_the_patched_xen_and_nobody_crashes_it,
     counters::the_clock_is_right_whichever_counter_is_kept,
+    ptp::guests_have_the_time_of_a_ptp_hardware_clock,
     warning::a_guest_is_warned_and_sees_the_whole_disruption,
     faults::no_reading_is_wrong_whatever_goes_wrong_around_the_clock,
     mistakes::each_mistake_is_told_in_one_line,
