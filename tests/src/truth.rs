@@ -21,6 +21,8 @@ const ENOUGH_READINGS: usize = 1000;
 const NARROW_ENOUGH: u64 = 30_000;
 /// But for no longer than this.
 const MEASURE_LIMIT: Duration = Duration::from_secs(40);
+/// One reading in so many may lie outside of its bracket: in one run of 2.4 million on a quiet build machine, 2 µs was the most.
+const RARE: usize = 100_000;
 /// A mark of the build machine's time is the narrowest of so many brackets.
 const MARK: usize = 1000;
 
@@ -42,7 +44,7 @@ pub struct Truth {
     /// How many of them were outside of their bound for certain.
     pub violations: usize,
     /// Under emulation a domain's TSC may be the build machine's plus a constant. How many values of that constant agree
-    /// with all of the brackets; negative if none does.
+    /// with all of the brackets, but for rare ones; negative if none does.
     pub constant_offset_room: i64,
     /// That constant, in counts: the middle of what agrees.
     pub counter_offset: i64,
@@ -87,8 +89,11 @@ fn evaluate(answers: &[Answer], timeline: &Timeline) -> Result<Truth> {
         violations += usize::from(error.abs() - uncertainty > answer.bound_ns as f64);
     }
     let offset = |at: u64, answer: &Answer| answer.counter.wrapping_sub(at).cast_signed();
-    let latest = answers.iter().map(|answer| offset(answer.asked, answer)).min().expect("some");
-    let earliest = answers.iter().map(|answer| offset(answer.answered, answer)).max().expect("some");
+    let rare = answers.len() / RARE;
+    let mut offsets: Vec<i64> = answers.iter().map(|answer| offset(answer.asked, answer)).collect();
+    let latest = *offsets.select_nth_unstable(rare).1;
+    offsets = answers.iter().map(|answer| offset(answer.answered, answer)).collect();
+    let earliest = *offsets.select_nth_unstable(answers.len() - 1 - rare).1;
     let narrowest = answers.iter().min_by_key(|answer| answer.width()).expect("some");
     let (error_ns, uncertainty_ns) = narrowest.error(narrowest.time, timeline)?;
     Ok(Truth {
@@ -136,6 +141,15 @@ mod tests {
         let truth = truth(&answers);
         assert!((truth.error_ns - 200.0).abs() < 1.0 && (truth.uncertainty_ns - 1050.0).abs() < 1.0, "{truth:?}");
         assert!(truth.is_inside() && truth.constant_offset_room > 0, "{truth:?}");
+    }
+
+    #[test]
+    fn one_reading_in_many_may_lie_outside_of_its_bracket() {
+        let mut answers: Vec<Answer> = (1..=RARE as u64).map(|n| answer(n * 10_000, 300, 4000)).collect();
+        answers[7].counter -= 9000;
+        assert!(truth(&answers).constant_offset_room > 0);
+        answers[8].counter -= 9000;
+        assert!(truth(&answers).constant_offset_room < 0);
     }
 
     #[test]
