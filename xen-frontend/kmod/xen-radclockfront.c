@@ -82,6 +82,8 @@ struct radclock_hvm_get_time {
 
 /* Xen holds a record's version odd for some stores only. */
 #define RECORD_TRIES		100
+/* Looks in a row, MIN_INTERVAL_NS apart, that may find no record. */
+#define MAX_BLIND_LOOKS		10
 
 /* All of the page that either side uses, in words. */
 #define PAGE_WORDS		((RADCLOCK_EXTENSION_OFFSET + \
@@ -121,6 +123,7 @@ struct radclock {
 	bool published;
 	struct radclock_time_info info;
 	u64 tsc;
+	unsigned int blind_looks;
 
 	/* Decaying maxima of what was observed. */
 	u64 step;		/* ns */
@@ -580,9 +583,20 @@ static u64 radclock_update(struct radclock *rc)
 		return MAX_INTERVAL_NS;
 	}
 	if (!radclock_sample(&now)) {
+		/*
+		 * A vCPU that comes online has no record for a moment. The page stands,
+		 * with a bound that grows, and the next look is on another vCPU.
+		 */
+		if (rc->published && rc->blind_looks++ < MAX_BLIND_LOOKS)
+			return MIN_INTERVAL_NS;
+		/* What comes after it must not be taken for the same clock. */
+		if (rc->published)
+			rc->disruption_marker++;
+		radclock_reset_observations(rc);
 		radclock_publish(rc, RADCLOCK_STATUS_UNRELIABLE, NULL, 0);
 		return MAX_INTERVAL_NS;
 	}
+	rc->blind_looks = 0;
 
 	radclock_observe(rc, &now);
 	added.nanos = rc->step;
