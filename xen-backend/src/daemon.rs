@@ -36,8 +36,6 @@ use crate::xen_counter::XenCounter;
 const NOMINAL_SKEW: f64 = 500e-6;
 /// How often the daemon looks whether the clock's status has changed by itself.
 const TICK: Duration = Duration::from_secs(1);
-/// The first line between the TSC and Xen's system time is this long.
-const FIRST_LINE: Duration = Duration::from_millis(20);
 
 /// Runs until it is told to stop.
 ///
@@ -430,24 +428,14 @@ impl Line {
         }
     }
 
-    /// Takes the next bracket; says when to take the next but one.
-    fn extend(&mut self, sample: Sample) -> Duration {
+    /// Takes the next bracket.
+    fn extend(&mut self, sample: Sample) {
         let relation = match std::mem::replace(self, Line::None) {
             Line::None => None,
             Line::Begun(start) => Relation::new(start, sample).map(Box::new),
             Line::Drawn(mut relation) => relation.update(sample).map(|()| relation),
         };
-        match relation {
-            Some(relation) => {
-                let next = relation.look_again();
-                *self = Line::Drawn(relation);
-                next
-            }
-            None => {
-                *self = Line::Begun(sample);
-                FIRST_LINE
-            }
-        }
+        *self = relation.map_or(Line::Begun(sample), Line::Drawn);
     }
 }
 
@@ -559,12 +547,15 @@ impl LocalPages {
         let HostCounter::Xen(xen) = &**counter else { return NEVER };
         let samples = xen.tsc_sample().and_then(|tsc| Ok((tsc, xen.platform_sample()?)));
         match samples {
-            Ok((tsc, None)) if xen.is_system_time() => {
-                excursion.look(tsc);
-                line.extend(tsc).min(excursion::LOOK)
+            Ok((tsc, own)) => {
+                line.extend(tsc);
+                match own {
+                    Some(own) => platform.extend(own),
+                    None if xen.is_system_time() => excursion.look(tsc),
+                    None => {}
+                }
+                excursion::LOOK
             }
-            Ok((tsc, None)) => line.extend(tsc),
-            Ok((tsc, Some(own))) => line.extend(tsc).min(platform.extend(own)),
             Err(error) => {
                 tracing::error!("cannot read Xen's counters: {error}");
                 (*line, *platform, **excursion) = (Line::None, Line::None, Excursion::default());

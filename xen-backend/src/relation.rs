@@ -3,9 +3,7 @@
 //!
 //! A line through two brackets (TSC, system time, TSC). The line is kept and drawn longer for as long as it predicts
 //! the next bracket; when it does not, system time was stepped or Xen has changed the scale, and a new line starts. What was missed, and how far
-//! the rates of recent lines differ, goes into the bound and into how soon to look again.
-
-use std::time::Duration;
+//! the rates of recent lines differ, goes into the bound.
 
 use radclock::clock::{Clock, Period};
 use radclock::compose::{Added, TimeInfo};
@@ -44,10 +42,6 @@ impl Sample {
 
 /// The longest line: beyond it the oscillators' own wander counts more than the brackets.
 const MAX_LINE_NANOS: f64 = 64e9;
-/// What a stale line may be off by until it is drawn anew, ns.
-const STALENESS_NANOS: f64 = 250.0;
-/// The soonest and the latest to look again.
-const LOOK: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(1));
 /// Figures of the past lose half of their weight in this time, ns.
 const MEMORY_NANOS: f64 = 60e9;
 
@@ -64,14 +58,12 @@ pub struct Relation {
     wander: f64,
     /// How far a prediction was off lately, ns: noise of the brackets, or changes too small to end the line.
     miss: f64,
-    /// Between the last two brackets, ns.
-    interval: f64,
 }
 
 impl Relation {
     /// From two brackets some milliseconds apart; nothing if either clock stood still or ran backwards.
     pub fn new(start: Sample, last: Sample) -> Option<Relation> {
-        let mut relation = Relation { start, last, rate: 0.0, rate_error: 0.0, wander: 0.0, miss: 0.0, interval: 0.0 };
+        let mut relation = Relation { start, last, rate: 0.0, rate_error: 0.0, wander: 0.0, miss: 0.0 };
         relation.draw().then_some(relation)
     }
 
@@ -102,7 +94,6 @@ impl Relation {
         // The bracket's own error may have hidden a part of it.
         self.miss = (self.miss * decay).max(off + next.half_width as f64 * self.rate);
         self.wander *= decay;
-        self.interval = nanos as f64;
         let starts = self.start == self.last;
         if off > expected && !starts {
             // A step, or another scale: which of them, the next bracket tells. The rate holds until then.
@@ -175,17 +166,11 @@ impl Relation {
 
     /// What the line adds to a clock's bound.
     pub fn added(&self) -> Added {
-        // What was missed grows with the time between two looks, which at most doubles.
+        // What was missed grows with the time between two looks, and one may come late.
         let nanos = self.last.half_width as f64 * self.rate + 2.0 * self.miss + 1.0;
         // The multiplier has 32 bits, the highest of them set.
         let rate = self.rate_error + self.wander + 2f64.powi(-31);
         Added { nanos: nanos.ceil() as u64, rate: (rate * 2f64.powi(64)) as u64 }
-    }
-
-    /// When to look again, so that the line is not off by more than a fraction of a microsecond until then.
-    pub fn look_again(&self) -> Duration {
-        let nanos = STALENESS_NANOS / (self.rate_error + self.wander);
-        Duration::from_nanos(nanos.min(2.0 * self.interval) as u64).clamp(LOOK.0, LOOK.1)
     }
 }
 
@@ -204,16 +189,13 @@ mod tests {
     }
 
     #[test]
-    fn on_a_steady_host_the_line_grows_and_is_looked_at_once_a_second() {
+    fn on_a_steady_host_the_line_grows() {
         let sample =
             |at: f64| Sample { tsc: Counter((at * 3.0) as u64 + 12_345), system_time: at as u64, half_width: 600 };
         let mut relation = Relation::new(sample(1e9), sample(1.02e9)).unwrap();
-        let mut at = 1.02e9;
-        for _ in 0..2000 {
-            at += relation.look_again().as_nanos() as f64;
-            relation.update(sample(at)).unwrap();
+        for look in 1..10_000 {
+            relation.update(sample(1.02e9 + f64::from(look) * 2e7)).unwrap();
         }
-        assert_eq!(relation.look_again(), LOOK.1);
         assert!(relation.rate_error < 5e-8 && relation.wander == 0.0 && relation.miss < 202.0);
         assert!(relation.added().nanos < 607);
     }
@@ -298,7 +280,7 @@ mod tests {
             tsc += 2e7 * ghz;
             let mut unseen = false;
             for &wrong in &wrong[2..] {
-                let next = tsc + relation.look_again().as_nanos() as f64 * ghz;
+                let next = tsc + 2e7 * ghz;
                 let crosses = truth(tsc) < knee && truth(next) >= knee;
                 for part in [0.25, 0.5, 1.0] {
                     let at = (tsc + (next - tsc) * part).floor();
