@@ -239,6 +239,11 @@ fn wait_for_dom0(qemu: &Background, dir: &Path, step: &Step) -> Result<()> {
     })
 }
 
+/// Whether Xen found that its timers had not gone off for longer than its platform timer takes to wrap, which is 43 s.
+pub(crate) fn stood_still(dir: &Path) -> bool {
+    console_log(dir).is_ok_and(|log| log.contains("(XEN) Platform timer appears to have unexpectedly wrapped"))
+}
+
 fn console_log(dir: &Path) -> Result<String> {
     Ok(String::from_utf8_lossy(&fs::read(dir.join("console.log"))?).replace('\r', ""))
 }

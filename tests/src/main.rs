@@ -11,7 +11,7 @@ use lab::cache::Cache;
 use lab::host::Host;
 use lab::payload::Parts;
 use lab::progress::Step;
-use lab::scenarios::{self, SCENARIOS};
+use lab::scenarios::{self, SCENARIOS, Scenario};
 use lab::{Lab, demo, experiments, figures, packages, soak, wait, xen};
 
 /// Real Xen hosts in QEMU.
@@ -170,6 +170,19 @@ fn hours(text: &str) -> Result<Duration, String> {
     Duration::try_from_secs_f64(hours * 3600.0).map_err(|error| error.to_string())
 }
 
+/// Runs it; once more if it failed on an emulated machine that lost its interrupts.
+fn attempt(scenario: &Scenario, lab: &Lab) -> Result<()> {
+    let before = lab.hosts_that_stood_still();
+    match (scenario.run)(lab) {
+        Err(error) if lab.hosts_that_stood_still() > before => {
+            wait::check()?;
+            println!("{error:#}\nThe emulated machine itself had stood still, says its Xen: once more");
+            (scenario.run)(lab)
+        }
+        result => result,
+    }
+}
+
 fn run_scenarios(names: &[String], setup: &Setup) -> Result<()> {
     let chosen = scenarios::choose(names);
     if chosen.is_empty() {
@@ -179,7 +192,7 @@ fn run_scenarios(names: &[String], setup: &Setup) -> Result<()> {
     let mut failed = 0;
     for scenario in &chosen {
         println!("scenario {} ...", scenario.name);
-        match (scenario.run)(&lab) {
+        match attempt(scenario, &lab) {
             Ok(()) => println!("scenario {} ... ok", scenario.name),
             Err(error) => {
                 wait::check()?;
