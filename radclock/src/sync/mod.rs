@@ -95,8 +95,8 @@ const SANE_SIGMAS: f64 = 4.0;
 /// of these, and up to twice that while few stamps were seen…
 const SURPRISE_MARGIN: f64 = 2.0;
 /// …which is forgotten by so much a stamp, relative, and within no less than so many seconds.
-const SURPRISE_DECAY: f64 = 0.003;
-const SURPRISE_SECS: f64 = 3600.0;
+const SURPRISE_DECAY: f64 = 0.005;
+const SURPRISE_SECS: f64 = 3000.0;
 /// What small changes of a path that are no level shift may do to the clock, relative.
 const UNSEEN_DRIFT: f64 = 0.3e-9;
 /// So many stamps have told how noisy readings are, but for a quarter of the variance…
