@@ -111,11 +111,6 @@ impl RunDir {
         fs::create_dir(&path)?;
         Ok(path)
     }
-
-    /// The folders of all hosts so far.
-    pub fn host_dirs(&self) -> impl Iterator<Item = PathBuf> {
-        (1..=self.hosts.get()).map(|host| self.path.join(format!("host{host}")))
-    }
 }
 
 impl Drop for RunDir {

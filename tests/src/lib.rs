@@ -92,9 +92,4 @@ impl Lab {
         let xen = xen::build(&self.cache, xen::RELEASE)?;
         Pair::boot(&self.artefacts, &xen, &self.payload, &self.run)
     }
-
-    /// How many of the hosts so far were without timer interrupts for a time: what failed there says nothing of what is tested.
-    pub fn hosts_that_stood_still(&self) -> usize {
-        self.run.host_dirs().filter(|dir| host::stood_still(dir)).count()
-    }
 }

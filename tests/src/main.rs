@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::{Result, bail};
 use clap::{Parser, Subcommand, ValueEnum};
 use lab::cache::Cache;
-use lab::host::Host;
+use lab::host::{Host, StoodStill};
 use lab::payload::Parts;
 use lab::progress::Step;
 use lab::scenarios::{self, SCENARIOS, Scenario};
@@ -170,16 +170,15 @@ fn hours(text: &str) -> Result<Duration, String> {
     Duration::try_from_secs_f64(hours * 3600.0).map_err(|error| error.to_string())
 }
 
-/// Runs it; once more if it failed on an emulated machine that lost its interrupts.
+/// Runs it; once more if the emulated machine stood still.
 fn attempt(scenario: &Scenario, lab: &Lab) -> Result<()> {
-    let before = lab.hosts_that_stood_still();
-    match (scenario.run)(lab) {
-        Err(error) if lab.hosts_that_stood_still() > before => {
-            wait::check()?;
-            println!("{error:#}\nThe emulated machine itself had stood still, says its Xen: once more");
+    let result = (scenario.run)(lab);
+    match &result {
+        Err(error) if error.is::<StoodStill>() => {
+            println!("{error:#}\nscenario {} once more ...", scenario.name);
             (scenario.run)(lab)
         }
-        result => result,
+        _ => result,
     }
 }
 
