@@ -16,7 +16,7 @@ use crate::{probe, wait};
 
 const LOG: &str = "/run/readings";
 /// The log comes over the guest's console.
-const TAKE_LIMIT: Duration = Duration::from_secs(240);
+const TAKE_LIMIT: Duration = Duration::from_secs(480);
 /// Within a record the true time may bend away from a straight line by this much: 100 ppm of 10 ms.
 const BEND: i64 = 1_000;
 /// Of how many records it may remain open whether they are right: where the build machine was too busy to ask, the truth is

@@ -81,13 +81,16 @@ impl Store {
         Ok(Store(open("/dev/xen/xenbus")?))
     }
 
-    fn call(&mut self, kind: u32, payload: &[u8]) -> Result<()> {
+    fn send(&mut self, kind: u32, payload: &[u8]) -> Result<()> {
         let mut message = Vec::with_capacity(16 + payload.len());
         for word in [kind, 0, 0, payload.len() as u32] {
             message.extend_from_slice(&word.to_ne_bytes());
         }
         message.extend_from_slice(payload);
-        self.0.write_all(&message)?;
+        Ok(self.0.write_all(&message)?)
+    }
+
+    fn answer(&mut self) -> Result<()> {
         let mut header = [0; 16];
         self.0.read_exact(&mut header)?;
         let word = |at: usize| u32::from_ne_bytes(header[at..at + 4].try_into().expect("4 bytes"));
@@ -97,6 +100,20 @@ impl Store {
             bail!("{}", String::from_utf8_lossy(&answer).trim_end_matches('\0').to_owned());
         }
         Ok(())
+    }
+
+    fn call(&mut self, kind: u32, payload: &[u8]) -> Result<()> {
+        self.send(kind, payload)?;
+        self.answer()
+    }
+
+    /// Asks for a suspend and takes it back before the guest's own kernel, whose requests come after these, can see it: nobody
+    /// would wake it.
+    fn ask_for_suspend(&mut self) -> Result<()> {
+        for text in ["suspend", ""] {
+            self.send(XS_WRITE, format!("control/shutdown\0{text}").as_bytes())?;
+        }
+        self.answer().and(self.answer())
     }
 
     fn write(&mut self, path: &str, value: &[u8]) -> Result<()> {
@@ -127,7 +144,7 @@ fn nodes(victim: u16, duration: Duration) -> Result<()> {
             3 => store.remove(&node("state")),
             4 => store.write(&node("backend"), others.as_bytes()),
             5 => store.write(&node("backend-id"), victim.to_string().as_bytes()),
-            6 => store.write("control/shutdown", b"suspend"),
+            6 => store.ask_for_suspend(),
             7 => store.write("control/shutdown", &binary),
             8 => store.write(&node("version"), &huge),
             9 => store.write(&node(&format!("state/{}", step % 5000)), b"4"),
