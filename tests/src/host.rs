@@ -222,7 +222,12 @@ impl Host {
         match monitor.read_to_end(&mut answer) {
             // It keeps the connection.
             Err(error) if error.kind() != ErrorKind::WouldBlock => Err(error),
-            _ => Ok(String::from_utf8_lossy(&answer).into_owned()),
+            // Without the echo of what was asked, which it edits as it comes.
+            _ => Ok(String::from_utf8_lossy(&answer)
+                .lines()
+                .filter(|line| !line.contains('\x1b'))
+                .collect::<Vec<_>>()
+                .join("\n")),
         }
     }
 

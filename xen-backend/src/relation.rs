@@ -42,6 +42,8 @@ impl Sample {
 
 /// The longest line: beyond it the oscillators' own wander counts more than the brackets.
 const MAX_LINE_NANOS: f64 = 64e9;
+/// So long a line is no part of what Xen takes back soon (see [`crate::excursion`]), ns: what its rate is, the counter's is.
+const STRAIGHT_NANOS: u64 = 2_000_000_000;
 /// Figures of the past lose half of their weight in this time, ns.
 const MEMORY_NANOS: f64 = 60e9;
 
@@ -141,7 +143,8 @@ impl Relation {
 
     /// Whether the counter's rate is off `nominal` nanoseconds a count by more than `tolerance` (relative), for certain.
     pub fn strays(&self, nominal: f64, tolerance: f64) -> bool {
-        (self.rate / nominal - 1.0).abs() > tolerance + self.rate_error
+        let nanos = self.last.system_time.wrapping_sub(self.start.system_time);
+        nanos >= STRAIGHT_NANOS && (self.rate / nominal - 1.0).abs() > tolerance + self.rate_error
     }
 
     /// Moves a clock over the counter to Xen's system time, with the last bracket as its reference. Nothing if the result
@@ -244,6 +247,8 @@ mod tests {
                 assert!(off <= added && added < Span::from_nanos(30_000), "{hz}: {off:?} {added:?}");
             }
             assert!(!relation.strays(1e9 / hz * 1.0001, 500e-6) && relation.strays(1e9 / hz * 1.0006, 500e-6));
+            let short = Relation::new(sample(1e9), sample(1.02e9)).unwrap();
+            assert!(!short.strays(1e9 / hz * 1.0006, 500e-6));
         }
     }
 
