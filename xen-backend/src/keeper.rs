@@ -21,6 +21,7 @@ use radclock::time::{Counter, Span, Timestamp};
 
 use crate::counter::HostCounter;
 use crate::host::SleepWatch;
+use crate::inheritance::Inheritance;
 use crate::source::Counts;
 
 /// The clock: the algorithm, and the page with its last result, over the host's counter.
@@ -34,6 +35,9 @@ pub struct Keeper {
     counter: Arc<HostCounter>,
     sleep: SleepWatch,
     max_valid_nanos: u64,
+    inheritance: Option<Inheritance>,
+    /// The servers contradict what the daemon before left.
+    is_vetoed: bool,
     content: Content,
     page: Page,
 }
@@ -94,16 +98,22 @@ impl Keeper {
             counter,
             sleep: SleepWatch::new(),
             max_valid_nanos,
+            inheritance: None,
+            is_vetoed: false,
             page: Page::new(&content),
             content,
         })
     }
 
     /// Goes on with the page of a daemon before: right to within its growing bound, which is better than nothing until
-    /// the servers have been heard.
+    /// the servers have been heard, and for an hour better than servers that contradict it.
     pub fn take_over(&mut self, page: &Page) {
         tracing::info!("going on with the clock that the daemon before left");
         self.content.clock = page.abi.clock().ok();
+        self.inheritance = self.content.clock.and_then(|clock| {
+            let clock = Clock { time: self.scale.of_utc(clock.time, None)?, ..clock };
+            Some(Inheritance::new(clock, self.now()?))
+        });
         self.content.disruption_marker = page.abi.disruption_marker.get();
         self.content.tai_offset = page.abi.tai_offset();
         self.content.leap_indicator = page.abi.leap_indicator;
@@ -136,11 +146,25 @@ impl Keeper {
             self.sources[source].leap = leap;
         }
         let verdict = self.ensemble.process(source, &stamp);
+        self.hear_inheritance(stamp.tf);
         self.announce_leap(stamp.tf);
         match verdict {
             Verdict::Accepted => Ok(()),
             Verdict::Invalid => Err(Complaint::Invalid),
             Verdict::Insane => Err(Complaint::Insane),
+        }
+    }
+
+    /// The servers' clock, unless the daemon before knew better.
+    fn clock(&self) -> Option<Clock> {
+        self.ensemble.clock().filter(|_| !self.is_vetoed)
+    }
+
+    fn hear_inheritance(&mut self, now: Counter) {
+        let (Some(inheritance), Some(clock)) = (&mut self.inheritance, self.ensemble.clock()) else { return };
+        self.is_vetoed = inheritance.contradicts(&clock, now);
+        if inheritance.is_heard(now) {
+            (self.inheritance, self.is_vetoed) = (None, false);
         }
     }
 
@@ -173,7 +197,7 @@ impl Keeper {
 
     /// Counts what the servers announce that agree with the majority.
     fn announce_leap(&mut self, now: Counter) {
-        let Some(clock) = self.ensemble.clock() else { return };
+        let Some(clock) = self.clock() else { return };
         let said: Vec<u8> = self
             .sources
             .iter()
@@ -224,12 +248,12 @@ impl Keeper {
             self.ensemble.update(now);
             return true;
         }
-        match self.ensemble.clock() {
+        match self.clock() {
             Some(clock) => {
                 self.status(&clock, now) != self.content.status
                     || self.scale.utc(clock.time_at(now)).indicator != self.content.leap_indicator
             }
-            None => false,
+            None => self.is_vetoed && self.content.status == Status::Synchronized,
         }
     }
 
@@ -237,6 +261,7 @@ impl Keeper {
     pub fn start_anew(&mut self) {
         let sources = self.sources.len();
         self.ensemble = Ensemble::new(&self.params, sources).expect("these parameters were taken before");
+        (self.inheritance, self.is_vetoed) = (None, false);
         self.content.clock = None;
         self.content.status = Status::Initializing;
         self.content.disruption_marker += 1;
@@ -244,7 +269,7 @@ impl Keeper {
 
     /// How long until UTC's seconds are counted otherwise, if that is within `within`.
     pub fn until_leap(&self, within: Duration) -> Option<Duration> {
-        let clock = self.ensemble.clock()?;
+        let clock = self.clock()?;
         let left = self.scale.until_edge(clock.time_at(self.now()?))?;
         let left = Duration::from_nanos(u64::try_from(left.ceil_nanos()).ok()?);
         (left < within).then_some(left)
@@ -252,7 +277,7 @@ impl Keeper {
 
     /// Lays out the next page; says whether there is anything new to publish.
     pub fn update(&mut self) -> bool {
-        if let Some(mut clock) = self.ensemble.clock() {
+        if let Some(mut clock) = self.clock() {
             let mut valid_nanos = self.valid_nanos();
             self.content.status = Status::Unreliable;
             if let Some(now) = self.now() {
@@ -271,8 +296,11 @@ impl Keeper {
             self.content.leap_indicator = utc.indicator;
             self.content.tai_offset = self.scale.tai_offset(&utc);
         } else if self.content.clock.is_some() {
-            // Still the clock of the daemon before.
-            return false;
+            // Still the clock of the daemon before, or the last one that went with it.
+            if !self.is_vetoed || self.content.status != Status::Synchronized {
+                return false;
+            }
+            self.content.status = Status::Freerunning;
         }
         self.publish();
         true
@@ -303,6 +331,13 @@ impl Keeper {
     pub fn problem(&self) -> Option<String> {
         if self.ensemble.is_divided() {
             return Some("the servers contradict each other, and no time has a majority".to_owned());
+        }
+        if self.is_vetoed {
+            return Some(
+                "the servers contradict the clock that the daemon before left (if that one was wrong: stop radclockd, remove \
+                 the pages in its run directory, start it)"
+                    .to_owned(),
+            );
         }
         self.is_unlisted.then(|| {
             "the servers announce a leap second that the leap-second list does not know: not followed".to_owned()

@@ -13,6 +13,7 @@ pub mod counter;
 pub mod daemon;
 pub mod excursion;
 pub mod host;
+mod inheritance;
 pub mod keeper;
 pub mod logging;
 pub mod ntp;
