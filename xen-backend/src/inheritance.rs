@@ -12,7 +12,7 @@ const HEARD_SECS: f64 = 3600.0;
 #[derive(Clone, Copy, Debug)]
 pub struct Inheritance {
     clock: Clock,
-    /// Since when nothing has changed: neither agreement nor contradiction.
+    /// Since when it was agreed with, or contradicted, without a break.
     since: Counter,
     is_contradicted: bool,
 }
@@ -23,8 +23,8 @@ impl Inheritance {
         Inheritance { clock, since: now, is_contradicted: false }
     }
 
-    /// Whether both cannot be right at `now`, by their own bounds.
-    pub fn contradicts(&mut self, other: &Clock, now: Counter) -> bool {
+    /// Compares with the servers' clock at `now`: by their own bounds both may be right, or not.
+    pub fn hear(&mut self, other: &Clock, now: Counter) {
         let known = self.clock.reading_at(now).zip(other.reading_at(now));
         let is_contradicted = known.is_some_and(|((ours, our_error), (theirs, their_error))| {
             theirs.since(ours).abs() > our_error.saturating_add(their_error)
@@ -33,7 +33,11 @@ impl Inheritance {
             self.is_contradicted = is_contradicted;
             self.since = now;
         }
-        is_contradicted
+    }
+
+    /// Whether the servers' clock, as last heard, contradicts this one.
+    pub fn is_contradicted(&self) -> bool {
+        self.is_contradicted
     }
 
     /// Whether it counts no more.
@@ -66,10 +70,12 @@ mod tests {
     fn a_lie_is_vetoed_for_an_hour_and_the_truth_never() {
         let mut inheritance = Inheritance::new(clock(0, 0.0), at(10));
         for secs in 10..2000 {
-            assert!(!inheritance.contradicts(&clock(secs, 500e-6), at(secs)));
+            inheritance.hear(&clock(secs, 500e-6), at(secs));
+            assert!(!inheritance.is_contradicted());
         }
         for secs in 2000..5600 {
-            assert!(inheritance.contradicts(&clock(secs, -10.0), at(secs)), "{secs}");
+            inheritance.hear(&clock(secs, -10.0), at(secs));
+            assert!(inheritance.is_contradicted(), "{secs}");
             assert!(!inheritance.is_heard(at(secs)));
         }
         assert!(inheritance.is_heard(at(5601)));
@@ -78,7 +84,8 @@ mod tests {
     #[test]
     fn agreement_makes_it_needless_after_an_hour() {
         let mut inheritance = Inheritance::new(clock(0, 0.0), at(10));
-        assert!(!inheritance.contradicts(&clock(3600, 0.0), at(3600)));
+        inheritance.hear(&clock(3600, 0.0), at(3600));
+        assert!(!inheritance.is_contradicted());
         assert!(!inheritance.is_heard(at(3610)) && inheritance.is_heard(at(3611)));
     }
 }

@@ -35,9 +35,8 @@ pub struct Keeper {
     counter: Arc<HostCounter>,
     sleep: SleepWatch,
     max_valid_nanos: u64,
+    /// What the daemon before left, as long as it has a say.
     inheritance: Option<Inheritance>,
-    /// The servers contradict what the daemon before left.
-    is_vetoed: bool,
     content: Content,
     page: Page,
 }
@@ -99,7 +98,6 @@ impl Keeper {
             sleep: SleepWatch::new(),
             max_valid_nanos,
             inheritance: None,
-            is_vetoed: false,
             page: Page::new(&content),
             content,
         })
@@ -157,14 +155,24 @@ impl Keeper {
 
     /// The servers' clock, unless the daemon before knew better.
     fn clock(&self) -> Option<Clock> {
-        self.ensemble.clock().filter(|_| !self.is_vetoed)
+        self.ensemble.clock().filter(|_| !self.is_vetoed())
+    }
+
+    /// Whether the servers contradict what the daemon before left.
+    fn is_vetoed(&self) -> bool {
+        self.inheritance.is_some_and(|inheritance| inheritance.is_contradicted())
+    }
+
+    /// Whether the page calls a clock synchronised that the servers have left behind.
+    fn is_left_behind(&self) -> bool {
+        self.is_vetoed() && self.content.status == Status::Synchronized
     }
 
     fn hear_inheritance(&mut self, now: Counter) {
         let (Some(inheritance), Some(clock)) = (&mut self.inheritance, self.ensemble.clock()) else { return };
-        self.is_vetoed = inheritance.contradicts(&clock, now);
+        inheritance.hear(&clock, now);
         if inheritance.is_heard(now) {
-            (self.inheritance, self.is_vetoed) = (None, false);
+            self.inheritance = None;
         }
     }
 
@@ -253,7 +261,7 @@ impl Keeper {
                 self.status(&clock, now) != self.content.status
                     || self.scale.utc(clock.time_at(now)).indicator != self.content.leap_indicator
             }
-            None => self.is_vetoed && self.content.status == Status::Synchronized,
+            None => self.is_left_behind(),
         }
     }
 
@@ -261,7 +269,7 @@ impl Keeper {
     pub fn start_anew(&mut self) {
         let sources = self.sources.len();
         self.ensemble = Ensemble::new(&self.params, sources).expect("these parameters were taken before");
-        (self.inheritance, self.is_vetoed) = (None, false);
+        self.inheritance = None;
         self.content.clock = None;
         self.content.status = Status::Initializing;
         self.content.disruption_marker += 1;
@@ -297,7 +305,7 @@ impl Keeper {
             self.content.tai_offset = self.scale.tai_offset(&utc);
         } else if self.content.clock.is_some() {
             // Still the clock of the daemon before, or the last one that went with it.
-            if !self.is_vetoed || self.content.status != Status::Synchronized {
+            if !self.is_left_behind() {
                 return false;
             }
             self.content.status = Status::Freerunning;
@@ -332,7 +340,7 @@ impl Keeper {
         if self.ensemble.is_divided() {
             return Some("the servers contradict each other, and no time has a majority".to_owned());
         }
-        if self.is_vetoed {
+        if self.is_vetoed() {
             return Some(
                 "the servers contradict the clock that the daemon before left (if that one was wrong: stop radclockd, remove \
                  the pages in its run directory, start it)"

@@ -180,8 +180,12 @@ impl Relation {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::excursion::LOOK;
     use proptest::prelude::*;
     use radclock::time::{Span, Timestamp};
+
+    /// Between two looks, ns.
+    const STEP: f64 = LOOK.as_nanos() as f64;
 
     fn off(relation: &Relation, tsc: u64, truth: f64) -> (f64, f64) {
         let info = relation.info();
@@ -197,7 +201,7 @@ mod tests {
             |at: f64| Sample { tsc: Counter((at * 3.0) as u64 + 12_345), system_time: at as u64, half_width: 600 };
         let mut relation = Relation::new(sample(1e9), sample(1.02e9)).unwrap();
         for look in 1..10_000 {
-            relation.update(sample(1.02e9 + f64::from(look) * 2e7)).unwrap();
+            relation.update(sample(1.02e9 + f64::from(look) * STEP)).unwrap();
         }
         assert!(relation.rate_error < 5e-8 && relation.wander == 0.0 && relation.miss < 202.0);
         assert!(relation.added().nanos < 607);
@@ -281,11 +285,11 @@ mod tests {
                 half_width,
             };
             let mut tsc = 1e9 * ghz;
-            let mut relation = Relation::new(sample(tsc, wrong[0]), sample(tsc + 2e7 * ghz, wrong[1])).unwrap();
-            tsc += 2e7 * ghz;
+            let mut relation = Relation::new(sample(tsc, wrong[0]), sample(tsc + STEP * ghz, wrong[1])).unwrap();
+            tsc += STEP * ghz;
             let mut unseen = false;
             for &wrong in &wrong[2..] {
-                let next = tsc + 2e7 * ghz;
+                let next = tsc + STEP * ghz;
                 let crosses = truth(tsc) < knee && truth(next) >= knee;
                 for part in [0.25, 0.5, 1.0] {
                     let at = (tsc + (next - tsc) * part).floor();
