@@ -11,7 +11,7 @@ use radclock::compose::compose;
 use radclock::page::{Content, CounterId, Page};
 use radclock::report::{DaemonStatus, ServerReport};
 use radclock::sync::SyncParams;
-use radclock::time::Counter;
+use radclock::time::{Counter, Span};
 use sd_notify::NotifyState;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
@@ -34,6 +34,8 @@ use crate::xen_counter::XenCounter;
 
 /// How far a counter may be from its nominal period: what the kernel's and Xen's own calibration can be off by.
 const NOMINAL_SKEW: f64 = 500e-6;
+/// A bound that is so much narrower is worth an update of its own; else it comes with the next stamp.
+const NARROWER: f64 = 0.875;
 /// How often the daemon looks whether the clock's status has changed by itself.
 const TICK: Duration = Duration::from_secs(1);
 
@@ -71,7 +73,7 @@ pub async fn run(config: Config, local: bool) -> anyhow::Result<()> {
     drop(polled_sender);
     let socket = config.paths.socket();
     let listener = status::listen(&socket)?;
-    let pages = LocalPages::open(&run_dir, &counter).await?;
+    let mut pages = LocalPages::open(&run_dir, &counter).await?;
     if let Some(page) = pages.left_over(host_id, counter.id()) {
         keeper.take_over(&page);
     }
@@ -335,16 +337,12 @@ impl State {
         is_outdated
     }
 
-    /// The guests first: theirs is the longer way.
     fn publish(&mut self, guests: Option<&Guests>) {
         let before = self.keeper.page().abi.status();
         if !self.keeper.update() {
             return;
         }
-        if let Some(guests) = guests {
-            guests.publish(&self.pages.wire(&self.keeper));
-        }
-        self.pages.write(&self.keeper);
+        self.show(guests);
         let after = self.keeper.page().abi.status();
         if before != after {
             announce(&self.keeper, after);
@@ -357,14 +355,21 @@ impl State {
             tracing::warn!("{} went astray of Xen's system time: the clock starts anew", self.keeper.counter().name());
             self.keeper.start_anew();
             self.publish(guests);
-        } else if self.pages.changes_wire() && self.keeper.content().clock.is_some() {
+        } else if self.pages.is_wire_outdated(&self.keeper) {
             self.keeper.publish();
-            if let Some(guests) = guests {
-                guests.publish(&self.pages.wire(&self.keeper));
-            }
+            self.show(guests);
+        } else {
+            self.pages.write_over_tsc(&self.keeper);
         }
-        self.pages.write_derived(&self.keeper);
         next
+    }
+
+    /// Lays out all pages: the guests' first, theirs is the longer way.
+    fn show(&mut self, guests: Option<&Guests>) {
+        if let Some(guests) = guests {
+            guests.publish(&self.pages.wire(&self.keeper));
+        }
+        self.pages.write(&self.keeper);
     }
 
     /// Nobody keeps the pages from here on: their bounds go on growing, and they say so.
@@ -401,6 +406,8 @@ enum LocalPages {
     /// With Xen: the guests' page, and one over the TSC for Dom0's own programs.
     Xen {
         wire: PageFile,
+        /// What stands there.
+        shown: Option<Box<Content>>,
         vmclock: PageFile,
         counter: Arc<HostCounter>,
         /// The TSC's line.
@@ -446,7 +453,8 @@ impl LocalPages {
         let wire = run_dir.page("wire0")?;
         let (line, platform) = (Line::None, Line::None);
         let excursion = Box::default();
-        let mut pages = LocalPages::Xen { wire, vmclock, counter: Arc::clone(counter), line, platform, excursion };
+        let counter = Arc::clone(counter);
+        let mut pages = LocalPages::Xen { wire, shown: None, vmclock, counter, line, platform, excursion };
         if !xen.is_system_time() {
             // Guests get nothing without a line.
             let next = pages.look();
@@ -481,14 +489,9 @@ impl LocalPages {
         }
     }
 
-    /// Whether the guests' page changes with the counter's line, and so with each look.
-    fn is_wire_derived(&self) -> bool {
-        self.own_line().is_some()
-    }
-
-    /// Whether the last look changed the guests' page.
-    fn changes_wire(&self) -> bool {
-        self.is_wire_derived() || matches!(self, LocalPages::Xen { excursion, .. } if excursion.has_changed())
+    /// Whether what guests have is no longer what they would get now.
+    fn is_wire_outdated(&self, keeper: &Keeper) -> bool {
+        matches!(self, LocalPages::Xen { shown: Some(shown), .. } if is_outdated(shown, &self.wire_content(keeper)))
     }
 
     /// The clock over Xen's system time.
@@ -512,26 +515,19 @@ impl LocalPages {
     }
 
     /// Writes all pages.
-    fn write(&self, keeper: &Keeper) {
+    fn write(&mut self, keeper: &Keeper) {
+        let content = self.wire_content(keeper);
         match self {
             LocalPages::Local(page) => page.write(keeper.page()),
-            LocalPages::Xen { wire, .. } => {
-                wire.write(&self.wire(keeper));
+            LocalPages::Xen { wire, shown, .. } => {
+                wire.write(&page(&content, keeper));
+                *shown = Some(Box::new(content));
                 self.write_over_tsc(keeper);
             }
         }
     }
 
-    /// Writes the pages that are not over the counter itself.
-    fn write_derived(&self, keeper: &Keeper) {
-        if let LocalPages::Xen { wire, .. } = self
-            && self.changes_wire()
-        {
-            wire.write(&self.wire(keeper));
-        }
-        self.write_over_tsc(keeper);
-    }
-
+    /// Writes the page that changes with the TSC's line.
     fn write_over_tsc(&self, keeper: &Keeper) {
         let (LocalPages::Xen { vmclock, line, .. }, Some(xen)) = (self, self.xen()) else { return };
         if xen.is_tsc() {
@@ -563,6 +559,23 @@ impl LocalPages {
             }
         }
     }
+}
+
+/// Whether a page over Xen's system time that says `shown` should say `fresh`, of which the reference is now: its time is
+/// another, its bound too tight, now or at the next look, or needlessly wide.
+fn is_outdated(shown: &Content, fresh: &Content) -> bool {
+    let (Some(old), Some(new)) = (&shown.clock, &fresh.clock) else {
+        return shown.clock.is_some() != fresh.clock.is_some();
+    };
+    let next_look = new.counter.offset(excursion::LOOK.as_nanos() as i64);
+    let is_other = |at: Counter| {
+        let (Some((old, had)), Some((new, has))) = (old.reading_at(at), new.reading_at(at)) else { return true };
+        let small = Span::from_nanos(excursion::SMALL_NANOS as i64);
+        new.since(old).abs() > small
+            || has > had.saturating_add(small)
+            || has.as_secs_f64() < NARROWER * had.as_secs_f64()
+    };
+    shown.status != fresh.status || is_other(new.counter) || is_other(next_look)
 }
 
 /// The clock over Xen's system time, by the line of the counter that is kept.
@@ -621,4 +634,66 @@ fn page(content: &Content, keeper: &Keeper) -> Page {
     // The reference may have moved on across the leap second, which is still the same one.
     page.ext.leap_sec = keeper.page().ext.leap_sec;
     page
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use radclock::page::Flags;
+    use radclock::time::Timestamp;
+
+    fn content(clock: Option<Clock>) -> Content {
+        Content {
+            counter_id: CounterId::XEN_SYSTEM_TIME,
+            status: Status::Synchronized,
+            clock,
+            disruption_marker: 0,
+            disruption: Flags::empty(),
+            tai_offset: None,
+            leap_indicator: 0,
+            host_id: [0; 16],
+            generation: 0,
+            valid_nanos: 1 << 40,
+        }
+    }
+
+    fn clock(reference: u64, off_nanos: i64, max_error_nanos: u64) -> Clock {
+        let time = Timestamp::new(1_800_000_000, 0).saturating_add(Span::from_nanos(reference as i64 + off_nanos));
+        let period = Period::from_secs_f64(1e-9).expect("a period");
+        Clock { counter: Counter(reference), time, period, period_max_error: 1 << 30, max_error_nanos }
+    }
+
+    #[test]
+    fn a_page_is_outdated_if_there_is_a_clock_now_or_none_or_another_status() {
+        let [none, some] = [None, Some(clock(0, 0, 300_000))].map(content);
+        assert!(is_outdated(&none, &some) && is_outdated(&some, &none));
+        assert!(!is_outdated(&none, &none) && !is_outdated(&some, &some));
+        assert!(is_outdated(&some, &Content { status: Status::Freerunning, ..some }));
+    }
+
+    proptest! {
+        /// A page that is left as it is tells what another would: no bound is too tight by more than what is small.
+        #[test]
+        fn what_is_not_outdated_covers_what_it_would_say_until_the_next_look(
+            age in 0u64..2_000_000_000,
+            off in prop_oneof![-20_000i64..20_000, -10_000_000i64..10_000_000],
+            had in 20_000u64..1_000_000,
+            more in -50_000i64..50_000,
+            rate in prop::sample::select(vec![1u64 << 30, 1 << 50]),
+        ) {
+            let shown = clock(1_000_000_000, 0, had);
+            let fresh = Clock { period_max_error: rate, ..clock(1_000_000_000 + age, off, had.saturating_add_signed(more)) };
+            if is_outdated(&content(Some(shown)), &content(Some(fresh))) {
+                return Ok(());
+            }
+            for later in [0, excursion::LOOK.as_nanos() as i64 / 2, excursion::LOOK.as_nanos() as i64] {
+                let at = fresh.counter.offset(later);
+                let ((old, had), (new, has)) = shown.reading_at(at).zip(fresh.reading_at(at)).expect("readings");
+                let lacks = new.since(old).abs() + has - had;
+                prop_assert!(lacks <= Span::from_nanos(2 * excursion::SMALL_NANOS as i64 + 10), "{lacks:?}");
+                prop_assert!(has.as_secs_f64() >= NARROWER * had.as_secs_f64() - 1e-9);
+            }
+        }
+    }
 }

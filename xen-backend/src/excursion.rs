@@ -27,7 +27,7 @@ const FEWEST_POINTS: usize = 16;
 /// So many times as far from the line as three quarters of the points is usual (4.6 σ of a normal distribution).
 const USUAL: f64 = 4.0;
 /// What is no excursion in any case, ns: any bound over a network has that much in hand.
-const SMALL_NANOS: f64 = 5_000.0;
+pub const SMALL_NANOS: f64 = 5_000.0;
 
 /// Watches for excursions.
 #[derive(Clone, Debug, Default)]
@@ -36,7 +36,6 @@ pub struct Excursion {
     line: Option<Line>,
     last: Option<(Sample, f64)>,
     added: Option<Added>,
-    changed: bool,
 }
 
 /// What system time usually is, by the TSC.
@@ -105,7 +104,6 @@ impl Excursion {
             self.added = self.judge(&line, &sample, residual);
             residual
         });
-        self.changed = self.added != before;
         if self.added.is_some() != before.is_some() {
             let off = residual.unwrap_or_default() / 1e3;
             tracing::debug!("Xen's system time is {off:.1} us off its line by the TSC");
@@ -134,11 +132,6 @@ impl Excursion {
     /// Whether system time is off its line.
     pub fn goes_on(&self) -> bool {
         self.added.is_some()
-    }
-
-    /// Whether the last look changed what a bound has to cover.
-    pub fn has_changed(&self) -> bool {
-        self.changed
     }
 
     /// The clock over system time with a bound that covers the excursion, and with the last look as its reference. Nothing
