@@ -18,8 +18,10 @@ use crate::relation::Sample;
 /// How often to look: the longer, the further an excursion has gone before it is seen. Xen that was held up for 7 ms is then
 /// 0.14 ms off.
 pub const LOOK: Duration = Duration::from_millis(20);
-/// From one point of the line to the next, ns: about a triangle's length, but not in step with Xen's seconds.
+/// From one point of the line to the next, ns, in the end: about a triangle's length, but not in step with Xen's seconds.
 const SPACING_NANOS: f64 = 1.7e9;
+/// …and at first, so that there is a line soon. When there are [`POINTS`], every other one goes, and the distance is doubled.
+const FIRST_SPACING_NANOS: f64 = SPACING_NANOS / 16.0;
 /// Points of the line: about a minute, in which the oscillators wander less than any bound over a network can tell.
 const POINTS: usize = 32;
 /// Fewer points are no line.
@@ -30,9 +32,11 @@ const USUAL: f64 = 4.0;
 pub const SMALL_NANOS: f64 = 5_000.0;
 
 /// Watches for excursions.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Excursion {
     points: VecDeque<Sample>,
+    /// From one of them to the next, ns.
+    spacing: f64,
     line: Option<Line>,
     last: Option<(Sample, f64)>,
     added: Option<Added>,
@@ -91,6 +95,12 @@ fn quantile(values: &mut [f64], share: f64) -> f64 {
     *values.select_nth_unstable_by(index, f64::total_cmp).1
 }
 
+impl Default for Excursion {
+    fn default() -> Excursion {
+        Excursion { points: VecDeque::new(), spacing: FIRST_SPACING_NANOS, line: None, last: None, added: None }
+    }
+}
+
 impl Excursion {
     /// Takes the next reading of both counters.
     pub fn look(&mut self, sample: Sample) {
@@ -108,14 +118,27 @@ impl Excursion {
             let off = residual.unwrap_or_default() / 1e3;
             tracing::debug!("Xen's system time is {off:.1} us off its line by the TSC");
         }
-        if self.points.back().is_none_or(|point| nanos(point, &sample) >= SPACING_NANOS) {
-            if self.points.len() == POINTS {
-                self.points.pop_front();
-            }
+        if self.points.back().is_none_or(|point| nanos(point, &sample) >= self.spacing) {
             self.points.push_back(sample);
             self.line = Line::through(&self.points);
+            if self.points.len() == POINTS {
+                self.make_room();
+            }
         }
         self.last = Some((sample, residual.unwrap_or_default()));
+    }
+
+    fn make_room(&mut self) {
+        if self.spacing < SPACING_NANOS {
+            self.spacing *= 2.0;
+            let mut stays = true;
+            self.points.retain(|_| {
+                stays = !stays;
+                stays
+            });
+        } else {
+            self.points.pop_front();
+        }
     }
 
     fn judge(&self, line: &Line, sample: &Sample, residual: f64) -> Option<Added> {
@@ -177,7 +200,8 @@ mod tests {
         let looks = seconds * RATE;
         for look in 0..looks {
             excursion.look(sample(look as f64 * STEP, noise(look)));
-            assert_eq!(excursion.added, None, "look {look}");
+            // What is usual shows in time.
+            assert!(look < 30 * RATE || excursion.added.is_none(), "look {look}");
         }
         (excursion, looks as f64 * STEP)
     }
@@ -190,9 +214,25 @@ mod tests {
     }
 
     #[test]
-    fn without_a_line_nothing_is_said() {
-        let (excursion, _) = after(20, |look| look as f64 * 1e5);
-        assert!(excursion.line.is_none());
+    fn without_a_line_nothing_is_said_but_there_is_one_soon() {
+        let drift = |look: usize| look as f64 * 1e4;
+        assert!(after(1, drift).0.line.is_none());
+        let (excursion, _) = after(2, drift);
+        assert!(excursion.line.is_some() && excursion.added.is_none());
+    }
+
+    #[test]
+    fn points_are_a_second_and_more_apart_in_the_end() {
+        let (excursion, now) = after(100, |_| 0.0);
+        let spacing = last_spacing(&excursion);
+        assert!((SPACING_NANOS..SPACING_NANOS + STEP).contains(&spacing), "{spacing}");
+        assert!(nanos(&excursion.points[0], &sample(now, 0.0)) > 50e9);
+    }
+
+    /// Between the last two points, ns.
+    fn last_spacing(excursion: &Excursion) -> f64 {
+        let last = excursion.points.len() - 1;
+        nanos(&excursion.points[last - 1], &excursion.points[last])
     }
 
     #[test]
@@ -220,10 +260,10 @@ mod tests {
         fn an_excursion_is_covered_once_it_is_seen(
             height in -50e6f64..50e6,
             begin in 0.0f64..1e9,
-            noise in 0.0f64..20_000.0,
+            (age, noise) in prop_oneof![(Just(70), 0.0f64..20_000.0), (8..70usize, Just(0.0))],
         ) {
             let wave = |look: usize| if (look / RATE).is_multiple_of(2) { noise } else { -noise };
-            let (mut excursion, start) = after(70, wave);
+            let (mut excursion, start) = after(age, wave);
             let off = |at: f64| triangle(at - start - begin, height);
             for look in 0..5 * RATE {
                 let at = start + look as f64 * STEP;
