@@ -74,8 +74,8 @@ pub async fn run(config: Config, local: bool) -> anyhow::Result<()> {
     let socket = config.paths.socket();
     let listener = status::listen(&socket)?;
     let mut pages = LocalPages::open(&run_dir, &counter).await?;
-    if let Some(page) = pages.left_over(host_id, counter.id()) {
-        keeper.take_over(&page);
+    if let Some((page, doubt)) = pages.left_over(host_id, counter.id()) {
+        keeper.take_over(&page, doubt);
     }
     sandbox::enter(&needs(&config, &socket, local)).inspect_err(|_| remove_socket(&socket))?;
     let guests = match &*counter {
@@ -464,14 +464,25 @@ impl LocalPages {
         Ok(pages)
     }
 
-    /// What a daemon before left on the page over this counter, if there is one.
-    fn left_over(&self, host_id: [u8; 16], counter: CounterId) -> Option<Page> {
-        match self {
-            LocalPages::Local(page) => page,
-            LocalPages::Xen { wire, .. } if counter == CounterId::XEN_SYSTEM_TIME => wire,
-            LocalPages::Xen { vmclock, .. } => vmclock,
-        }
-        .left_over(host_id, counter)
+    /// What a daemon before left on the page over this counter, if there is one, and how far it may be off because a counter was
+    /// held up since.
+    fn left_over(&self, host_id: [u8; 16], counter: CounterId) -> Option<(Page, Span)> {
+        let (wire, vmclock) = match self {
+            LocalPages::Local(page) => return Some((page.left_over(host_id, counter)?, Span::ZERO)),
+            LocalPages::Xen { wire, vmclock, .. } => (wire, vmclock),
+        };
+        let over_system_time = wire.left_over(host_id, CounterId::XEN_SYSTEM_TIME);
+        let over_tsc = vmclock.left_over(host_id, CounterId::X86_TSC);
+        let doubt = match (&over_system_time, &over_tsc) {
+            (Some(one), Some(other)) => contradiction(one, other, &self.xen()?.tsc_sample().ok()?)?,
+            _ => Span::ZERO,
+        };
+        let page = match counter {
+            CounterId::XEN_SYSTEM_TIME => over_system_time,
+            CounterId::X86_TSC => over_tsc,
+            _ => None,
+        };
+        Some((page?, doubt))
     }
 
     fn xen(&self) -> Option<&XenCounter> {
@@ -559,6 +570,15 @@ impl LocalPages {
             }
         }
     }
+}
+
+/// How far a page over Xen's system time and one over the TSC contradict each other now: no time, if both may be right.
+fn contradiction(over_system_time: &Page, over_tsc: &Page, now: &Sample) -> Option<Span> {
+    let read = |page: &Page, counter| page.abi.clock().ok()?.reading_at(counter);
+    let (one, one_error) = read(over_system_time, Counter(now.system_time))?;
+    let (other, other_error) = read(over_tsc, now.tsc)?;
+    let apart = other.since(one).abs();
+    Some(if apart > one_error.saturating_add(other_error) { apart } else { Span::ZERO })
 }
 
 /// Whether a page over Xen's system time that says `shown` should say `fresh`, of which the reference is now: its time is
@@ -670,6 +690,21 @@ mod tests {
         assert!(is_outdated(&none, &some) && is_outdated(&some, &none));
         assert!(!is_outdated(&none, &none) && !is_outdated(&some, &some));
         assert!(is_outdated(&some, &Content { status: Status::Freerunning, ..some }));
+    }
+
+    #[test]
+    fn pages_contradict_each_other_once_a_counter_was_held_up() {
+        let over_system_time = Page::new(&content(Some(clock(1_000_000_000, 0, 300_000))));
+        // The TSC counts from elsewhere.
+        let tsc = |system_time: u64| Counter(system_time + 77_000_000_000);
+        let over_tsc = Clock { counter: tsc(1_000_000_000), ..clock(1_000_000_000, 0, 300_000) };
+        let over_tsc = Page::new(&Content { counter_id: CounterId::X86_TSC, ..content(Some(over_tsc)) });
+        for (lost, doubt) in [(0, 0), (500_000, 0), (100_000_000, 100_000_000), (-100_000_000, 100_000_000)] {
+            let system_time = 60_000_000_000;
+            let now = Sample { tsc: tsc(system_time).offset(lost), system_time, half_width: 100 };
+            let found = contradiction(&over_system_time, &over_tsc, &now).expect("readings");
+            assert!((found - Span::from_nanos(doubt)).abs() <= Span::from_nanos(2), "{lost}: {found:?}");
+        }
     }
 
     proptest! {

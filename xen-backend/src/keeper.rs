@@ -104,10 +104,20 @@ impl Keeper {
     }
 
     /// Goes on with the page of a daemon before: right to within its growing bound, which is better than nothing until
-    /// the servers have been heard, and for an hour better than servers that contradict it.
-    pub fn take_over(&mut self, page: &Page) {
+    /// the servers have been heard, and for an hour better than servers that contradict it. `doubt` is what it may be off by
+    /// more than it says, since the counter may have been held up while no daemon ran.
+    pub fn take_over(&mut self, page: &Page, doubt: Span) {
         tracing::info!("going on with the clock that the daemon before left");
-        self.content.clock = page.abi.clock().ok();
+        if doubt > Span::ZERO {
+            let seconds = doubt.as_secs_f64();
+            tracing::warn!(
+                "the TSC and Xen's system time have parted by {seconds:.6} s since then: its bound is as much wider"
+            );
+        }
+        self.content.clock = page.abi.clock().ok().map(|clock| {
+            let max_error_nanos = clock.max_error_nanos.saturating_add(doubt.ceil_nanos().unsigned_abs());
+            Clock { max_error_nanos, ..clock }
+        });
         self.inheritance = self.content.clock.and_then(|clock| {
             let clock = Clock { time: self.scale.of_utc(clock.time, None)?, ..clock };
             Some(Inheritance::new(clock, self.now()?))
