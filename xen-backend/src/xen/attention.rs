@@ -9,13 +9,13 @@ use std::time::Duration;
 
 use super::allowance::Allowance;
 
-/// A guest makes some five events when its driver connects or leaves, and two when it suspends. Five a second in the long
-/// run, and 50 at once.
-const EVENTS: Allowance = Allowance::new(Duration::from_millis(200), 50);
+/// A guest makes some five events when its driver connects or leaves, and two when it suspends. Two a second in the long
+/// run, and 20 at once.
+const EVENTS: Allowance = Allowance::new(Duration::from_millis(500), 20);
 /// How long a guest is not watched that made too many. By then it has all of its allowance again.
 const REST: Duration = Duration::from_secs(10);
 /// How often it is looked at meanwhile.
-const LOOK: Duration = Duration::from_millis(200);
+const LOOK: Duration = Duration::from_millis(500);
 
 /// What is to be done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -134,14 +134,14 @@ mod tests {
     fn a_guest_that_writes_all_the_time_costs_little_more_than_one_that_does_not() {
         let mut world = World::default();
         world.run(std::iter::repeat_n(true, 100_000));
-        assert!(world.messages <= 10 * 52 && world.looks <= 500 && world.watches <= 10, "{}", world.messages);
+        assert!(world.messages <= 10 * 22 && world.looks <= 200 && world.watches <= 10, "{}", world.messages);
         assert!(world.late <= LOOK, "{:?}", world.late);
     }
 
     #[test]
     fn a_guest_that_keeps_to_its_allowance_is_watched_all_the_time() {
         let mut world = World::default();
-        world.run((0..100_000).map(|millis| millis % 200 == 7 || millis < 40));
+        world.run((0..100_000).map(|millis| millis % 500 == 7 || millis < 16));
         assert_eq!((world.looks, world.watches), (0, 0));
     }
 
