@@ -1,9 +1,7 @@
-//! A guest that means harm, for the lab: rewrites its nodes in XenStore, floods its event channel, keeps its grant; or, to
-//! compare with, is only busy. It runs in the guest, with what a guest has: `/dev/xen/xenbus`, and the modules xen-evtchn
-//! and xen-gntdev.
+//! A guest that means harm, for the lab: rewrites its nodes in XenStore, floods its event channel, keeps its grant. It
+//! runs in the guest, with what a guest has: `/dev/xen/xenbus`, and the modules xen-evtchn and xen-gntdev.
 
 use std::fs::{File, OpenOptions};
-use std::hint::spin_loop;
 use std::io::{Read, Write};
 use std::os::fd::AsRawFd;
 use std::process::ExitCode;
@@ -31,8 +29,6 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Use the processor, and nothing else.
-    Spin { seconds: u64 },
     /// Rewrite the device's nodes and what the toolstack asks for, as fast as XenStore takes it; print how often it did. VICTIM is another guest's domain, whose nodes it tries.
     Nodes { victim: u16, seconds: u64 },
     /// Bind a port of Dom0's and send events as fast as Xen takes them; print how many.
@@ -43,7 +39,6 @@ enum Command {
 
 fn main() -> ExitCode {
     let result = match Arguments::parse().command {
-        Command::Spin { seconds } => spin(Duration::from_secs(seconds)),
         Command::Nodes { victim, seconds } => nodes(victim, Duration::from_secs(seconds)),
         Command::Flood { port, seconds } => flood(port, Duration::from_secs(seconds)),
         Command::Hold { page_ref } => hold(page_ref),
@@ -55,18 +50,6 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
-}
-
-fn spin(duration: Duration) -> Result<()> {
-    let start = Instant::now();
-    let mut rounds = 0u64;
-    while start.elapsed() < duration {
-        // Between two looks at the clock, for which a PV guest has to ask Xen.
-        (0..1_000_000).for_each(|_| spin_loop());
-        rounds += 1;
-    }
-    println!("{rounds} rounds");
-    Ok(())
 }
 
 fn open(path: &str) -> Result<File> {
