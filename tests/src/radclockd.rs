@@ -32,7 +32,7 @@ impl Host {
     /// Starts this program as the daemon.
     pub fn start_radclockd_program(&self, program: &str, configuration: &str) -> Result<()> {
         self.write("/etc/radclockd.toml", configuration)?;
-        self.run(&format!("setsid nice -n -10 {program} --config /etc/radclockd.toml < /dev/null >> {LOG} 2>&1 &"))?;
+        self.run(&format!("setsid {program} --config /etc/radclockd.toml < /dev/null >> {LOG} 2>&1 &"))?;
         wait::until("radclockd's socket", COMMAND_LIMIT, || {
             Ok(self.output("test -S /run/radclock/radclockd.sock", COMMAND_LIMIT)?.status.success().then_some(()))
         })
