@@ -152,6 +152,7 @@ pub(crate) fn update_latency(
     wait::until("the guest to watch its page", COMMAND_LIMIT, || Ok((!lines()?.is_empty()).then_some(())))?;
     let file = "/run/series";
     host.run(&format!("rm -f {file}"))?;
+    // As radclockd's unit does.
     let publish = format!("nice -n -10 lab-publisher series {updates} {guests} --after {file}");
     let publisher = Background::start("ssh", &host.expression(&publish).stdout_capture().stderr_capture())?;
     begin()?;
