@@ -10,8 +10,8 @@ use super::filter::{Assumed, Direction, Filter, Normal, Step};
 /// 2e-19 is 0.02 ppm in an hour.
 const WANDERS: [f64; 4] = [1e-20, 2e-19, 4e-18, 1e-16];
 /// Noise of a reading, and of a delay about its model, s. From a TSC on a LAN to a WAN whose queues are milliseconds: there
-/// a sharper edge than this is luck.
-const NOISES: [f64; 6] = [0.5e-6, 2e-6, 8e-6, 32e-6, 128e-6, 600e-6];
+/// a sharper edge than this is luck. Closer where a reading of the TSC mostly lies.
+const NOISES: [f64; 7] = [0.5e-6, 1e-6, 2e-6, 8e-6, 32e-6, 128e-6, 600e-6];
 /// The same for what is hardly a crystal any more, up to a counter under emulation (30 ppm in a second).
 const WILD_WANDERS: [f64; 2] = [1e-13, 1e-9];
 const WILD_NOISES: [f64; 3] = [2e-6, 32e-6, 300e-6];
