@@ -33,14 +33,20 @@ impl Period {
         }
         // 1e-7 s is below 2^-23, so shift lies in 23..=36 and frac uses 63 to 64 bits.
         let shift = (-secs.log2()).floor() as u8;
-        let frac = (secs * 2f64.powi(64 + i32::from(shift))).round();
+        let frac = Period { frac: 0, shift }.units(secs).round();
         if frac >= 2f64.powi(64) { Period::new(1 << 63, shift - 1) } else { Period::new(frac as u64, shift) }
     }
 
     /// In seconds a count.
     #[cfg(feature = "std")]
     pub fn as_secs_f64(self) -> f64 {
-        self.frac as f64 / 2f64.powi(64 + i32::from(self.shift))
+        self.frac as f64 / self.units(1.0)
+    }
+
+    /// So many seconds a count in this period's units.
+    #[cfg(feature = "std")]
+    pub(crate) fn units(self, secs: f64) -> f64 {
+        secs * 2f64.powi(64 + i32::from(self.shift))
     }
 
     /// How long so many counts take, rounded towards minus infinity. `shift` must be in range.
@@ -138,6 +144,12 @@ impl Clock {
             Some(time) if bound <= i128::MAX as u128 => Some((time, Span::from_frac(bound as i128))),
             _ => None,
         }
+    }
+
+    /// The bound on the error of the period, s a count.
+    #[cfg(feature = "std")]
+    pub(crate) fn period_error(&self) -> f64 {
+        self.period_max_error as f64 / self.period.units(1.0)
     }
 
     /// Units of 2⁻⁶⁴ s, below 2¹²⁷ + 2⁹⁹.

@@ -6,7 +6,8 @@
 //! others, weighted by their bounds and trimmed at both ends; its bound spans the whole intersection, so it
 //! holds as long as a majority is truthful. Where each server's time usually is beside the clock is learnt, and the clock
 //! stays near the median of what they say less that: so a server that begins to lie does not take it along, however
-//! much better than the others it was. With one server the clock is that server's, unchanged.
+//! much better than the others it was. With one server the clock is that server's, unchanged; who has changed its mind
+//! within its first hour is judged by what it says now, if there are others.
 
 mod usual;
 
@@ -155,6 +156,15 @@ impl Ensemble {
         self.clock
     }
 
+    /// What the servers say now. Of several, a majority does: [`Ensemble::clock`]. One that says so alone, after it has said
+    /// otherwise, leaves the doubt that [`Synchroniser::claim`] tells of.
+    pub fn claim(&self) -> Option<Clock> {
+        match &self.servers[..] {
+            [only] => only.sync.claim(),
+            _ => self.clock,
+        }
+    }
+
     /// The state of the clock at a counter reading.
     pub fn status(&self, now: Counter) -> Status {
         let Some(clock) = self.clock else { return Status::Initializing };
@@ -239,14 +249,14 @@ impl Ensemble {
 
     fn views(&self, now: Counter) -> Vec<View> {
         let view = |(server, Server { sync, .. }): (usize, &Server)| {
-            let clock = sync.clock()?;
+            let clock = sync.claim()?;
             let (time, error) = clock.reading_at(now)?;
             Some(View {
                 server,
                 time,
                 error,
                 period: clock.period.as_secs_f64(),
-                period_error: period_error(&clock),
+                period_error: clock.period_error(),
                 is_fresh: sync.status(now) == Status::Synchronized,
             })
         };
@@ -326,8 +336,7 @@ impl Ensemble {
         let valid = believed.iter().filter(|view| view.is_fresh).map(|view| self.servers[view.server].left(now)).max();
 
         if let Some(exact) = Period::from_secs_f64(period) {
-            let unit = 2f64.powi(64 + i32::from(exact.shift));
-            let period_max_error = ((fastest - period).max(period - slowest) * unit).ceil();
+            let period_max_error = exact.units((fastest - period).max(period - slowest)).ceil();
             let max_error = time.max(width - time) * 1e9;
             self.clock = Some(Clock {
                 counter: now,
@@ -418,11 +427,6 @@ impl Server {
         let age = clock.period.span(now.since(clock.counter)).ceil_nanos();
         self.sync.valid_nanos().saturating_add_signed(age.saturating_neg())
     }
-}
-
-/// Seconds a count.
-fn period_error(clock: &Clock) -> f64 {
-    clock.period_max_error as f64 / 2f64.powi(64 + i32::from(clock.period.shift))
 }
 
 /// From the first to the last point that at least so many of the intervals contain (Marzullo 1984). Whatever those

@@ -6,6 +6,7 @@ mod cycle;
 mod delay;
 mod enclosure;
 mod filter;
+mod former;
 mod rate;
 mod rise;
 
@@ -16,6 +17,7 @@ use bank::Bank;
 use cycle::Finder;
 use enclosure::Enclosure;
 use filter::{Direction, Normal};
+use former::Former;
 use rate::RateBound;
 use rise::Watch;
 
@@ -117,7 +119,7 @@ const DISTRUST_STAMPS: u32 = 8;
 const DISTRUST_SECS: f64 = 86400.0;
 /// A clock is young until it was confirmed for so many seconds without a contradiction. Before that it cannot tell a server
 /// that lies from a counter that is set right now and then, as long as they contradict each other by less than so many
-/// seconds: its bound covers both.
+/// seconds: its bound covers both. And one that replaced a clock that was given up covers that one, too.
 const YOUNG_SECS: f64 = 3600.0;
 const SET_RIGHT_SECS: f64 = 50e-3;
 /// Poll periods without a stamp after which the clock is free-running, as in NTP's reach register.
@@ -133,6 +135,8 @@ pub struct Synchroniser {
     params: SyncParams,
     report: SyncReport,
     state: Option<State>,
+    /// What was given up before, as long as the clock is young.
+    former: Option<Former>,
     /// `ta` and `tf` of the last sound stamp.
     last: Option<(Counter, Counter)>,
 }
@@ -145,7 +149,7 @@ impl Synchroniser {
         };
         check("nominal_period", params.nominal_period, 2e-11, 5e-8, "from 2e-11 to 5e-8 s a count")?;
         check("nominal_skew", params.nominal_skew, 1e-6, 0.01, "from 1e-6 to 0.01")?;
-        Ok(Synchroniser { params, report: SyncReport::default(), state: None, last: None })
+        Ok(Synchroniser { params, report: SyncReport::default(), state: None, former: None, last: None })
     }
 
     /// Takes one stamp; stamps come in the order of their counter values.
@@ -182,11 +186,15 @@ impl Synchroniser {
             return Verdict::Accepted;
         };
         let verdict = state.take(&self.params, stamp, &mut self.report);
+        if !state.is_young() {
+            self.former = None;
+        }
         if verdict == Verdict::Insane {
             if state.stamps < WARMUP_STAMPS {
                 // Two stamps that contradict each other: either may be right, and the newer one is at hand.
                 self.state = State::new(&self.params, stamp, rtt);
             } else if state.is_refuted() {
+                self.former = state.clock.map(|clock| Former::new(clock, self.former, stamp.tf)).or(self.former);
                 // Whatever was the reason, it may come again.
                 let surprise = state.surprise;
                 self.state = State::new(&self.params, stamp, rtt).map(|state| State { surprise, ..state });
@@ -198,6 +206,12 @@ impl Synchroniser {
 
     /// The parameters to publish, once there are any.
     pub fn clock(&self) -> Option<Clock> {
+        let clock = self.claim()?;
+        Some(self.former.map_or(clock, |former| former.covered_by(clock)))
+    }
+
+    /// What the server says now: the clock without the doubt that another was given up for it less than an hour ago.
+    pub fn claim(&self) -> Option<Clock> {
         self.state.as_ref().and_then(|state| state.clock)
     }
 
@@ -344,7 +358,7 @@ impl State {
 
         self.stamps += 1;
         self.confirmed += self.silence;
-        self.youth -= self.silence;
+        self.youth -= self.silence.min(POLL_SECS.1);
         self.refused = 0;
         self.poll = self.silence.clamp(POLL_SECS.0, POLL_SECS.1);
         report.last_offset_s = self.correct(stamp);
@@ -403,7 +417,7 @@ impl State {
         let excess =
             Direction::BOTH.map(|direction| self.bank.excess(direction, measured[direction as usize], noise).mean);
         let (early, late) = (-excess[0].min(excess[1]), excess[0].max(excess[1]));
-        if self.youth < 0.0 || early > SET_RIGHT_SECS {
+        if !self.is_young() || early > SET_RIGHT_SECS {
             return;
         }
         self.youth = YOUNG_SECS;
@@ -443,8 +457,7 @@ impl State {
             return;
         }
         let bound = self.enclosure.worst() + self.spread() + self.host_error + server_error(stamp);
-        let unit = 2f64.powi(64 + i32::from(self.base.period.shift));
-        let rate = self.rate_bound.get() * self.period * unit;
+        let rate = self.base.period.units(self.rate_bound.get() * self.period);
         // Rust makes zero of not-a-number: the one bound that never may be claimed.
         self.clock = (bound + rate).is_finite().then_some(Clock {
             max_error_nanos: (bound * 1e9).ceil() as u64,
@@ -464,6 +477,10 @@ impl State {
         let variance = self.bank.theta().variance + (self.untold(NOISE_STAMPS) * self.bank.noise()).powi(2);
         let margin = SURPRISE_MARGIN * (1.0 + self.untold(SURPRISE_STAMPS));
         (TIME_SIGMAS * variance.sqrt()).max(margin * self.surprise)
+    }
+
+    fn is_young(&self) -> bool {
+        self.youth >= 0.0
     }
 
     /// Whether the server has contradicted the clock for as long as it had confirmed it.

@@ -86,6 +86,9 @@ fn a_server_that_never_stops_contradicting_the_clock_is_believed_after_as_long_a
     assert_eq!(run.sync.report().restarts, 1);
     let first = run.readings.iter().find(|reading| (reading.error - 2.0).abs() < 1e-3).unwrap();
     assert!((0.95 * HOUR..1.05 * HOUR).contains(&first.at), "{}", first.at);
+    // Who is right is not known for another hour.
+    let covers = |reading: &&world::Reading| reading.at > first.at && reading.bound > reading.error.abs();
+    assert!((0.95 * HOUR..1.1 * HOUR).contains(&(run.readings.iter().filter(covers).count() as f64 * 16.0)));
 }
 
 #[test]
@@ -327,5 +330,25 @@ fn a_young_clock_that_is_contradicted_covers_the_server_as_well() {
     for (from, young) in lies.into_iter().zip([true, true, false]) {
         assert!(during(from).count() >= 4);
         assert!(during(from).all(|reading| (reading.bound > lie) == young && reading.error < 1e-4), "{from}");
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 256, ..ProptestConfig::default() })]
+
+    #[test]
+    fn a_clock_that_was_right_for_seconds_covers_the_truth_whatever_lies_follow(
+        seed in any::<u64>(),
+        poll in prop::sample::select(vec![1.0, 2.0, 16.0]),
+        lies in prop::collection::vec((8.0..60.0f64, 5.0..70.0f64, -2.0..3.0f64, any::<bool>()), 1..4),
+    ) {
+        let mut at = 8.0;
+        let lies: Vec<_> = lies.into_iter().map(|(polls_before, polls, magnitude, is_ahead)| {
+            let from = at + polls_before * poll;
+            at = from + polls * poll;
+            (from, at, 10f64.powf(magnitude) * if is_ahead { 1.0 } else { -1.0 })
+        }).collect();
+        let run = World { lies, ..lan(seed) }.run(at / HOUR + 0.2, |_| poll);
+        run.assert_honest();
     }
 }
