@@ -1,8 +1,9 @@
 //! What a daemon's predecessor knew. The algorithm begins anew with each daemon, and a clock that has been right for seconds
-//! only follows a server that lies for as long. What the predecessor left is older: for the first hour it has a veto.
+//! only follows a server that lies for as long. What the predecessor left is older: for the first hour it has a veto, and
+//! bounds the new clock's error from both sides.
 
 use radclock::clock::Clock;
-use radclock::time::Counter;
+use radclock::time::{Counter, Span};
 
 /// After so long without a contradiction the new clock knows as much, s; and after so long a contradiction the servers are
 /// believed: the predecessor may have been misled itself.
@@ -11,23 +12,25 @@ const HEARD_SECS: f64 = 3600.0;
 /// The clock of the daemon before.
 #[derive(Clone, Copy, Debug)]
 pub struct Inheritance {
+    /// What it left, and what that may be off by more than it says.
     clock: Clock,
+    doubt: Span,
     /// Since when it was agreed with, or contradicted, without a break.
     since: Counter,
     is_contradicted: bool,
 }
 
 impl Inheritance {
-    /// `clock` was found at `now`.
-    pub fn new(clock: Clock, now: Counter) -> Inheritance {
-        Inheritance { clock, since: now, is_contradicted: false }
+    /// `clock` was found at `now`, and may be off by `doubt` more than it says.
+    pub fn new(clock: Clock, doubt: Span, now: Counter) -> Inheritance {
+        Inheritance { clock, doubt, since: now, is_contradicted: false }
     }
 
     /// Compares with the servers' clock at `now`: by their own bounds both may be right, or not.
     pub fn hear(&mut self, other: &Clock, now: Counter) {
         let known = self.clock.reading_at(now).zip(other.reading_at(now));
         let is_contradicted = known.is_some_and(|((ours, our_error), (theirs, their_error))| {
-            theirs.since(ours).abs() > our_error.saturating_add(their_error)
+            theirs.since(ours).abs() > our_error.saturating_add(self.doubt).saturating_add(their_error)
         });
         if is_contradicted != self.is_contradicted {
             self.is_contradicted = is_contradicted;
@@ -40,6 +43,16 @@ impl Inheritance {
         self.is_contradicted
     }
 
+    /// A clock that does not contradict this one, with a bound no wider than this one allows, and no narrower than the
+    /// predecessor's was: if that one was in doubt whether a server lied, nothing that a new daemon hears in its first hour
+    /// can tell.
+    pub fn bound(&self, clock: Clock) -> Clock {
+        let Some((ours, our_error)) = self.clock.reading_at(clock.counter) else { return clock };
+        let most = clock.time.since(ours).abs().saturating_add(our_error).saturating_add(self.doubt);
+        let most = most.ceil_nanos().unsigned_abs().max(self.clock.max_error_nanos);
+        Clock { max_error_nanos: clock.max_error_nanos.clamp(self.clock.max_error_nanos, most), ..clock }
+    }
+
     /// Whether it counts no more.
     pub fn is_heard(&self, now: Counter) -> bool {
         self.clock.period.span(now.since(self.since)).as_secs_f64() > HEARD_SECS
@@ -49,6 +62,7 @@ impl Inheritance {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
     use radclock::clock::Period;
     use radclock::time::{Span, Timestamp};
 
@@ -68,7 +82,7 @@ mod tests {
 
     #[test]
     fn a_lie_is_vetoed_for_an_hour_and_the_truth_never() {
-        let mut inheritance = Inheritance::new(clock(0, 0.0), at(10));
+        let mut inheritance = Inheritance::new(clock(0, 0.0), Span::ZERO, at(10));
         for secs in 10..2000 {
             inheritance.hear(&clock(secs, 500e-6), at(secs));
             assert!(!inheritance.is_contradicted());
@@ -83,9 +97,28 @@ mod tests {
 
     #[test]
     fn agreement_makes_it_needless_after_an_hour() {
-        let mut inheritance = Inheritance::new(clock(0, 0.0), at(10));
+        let mut inheritance = Inheritance::new(clock(0, 0.0), Span::ZERO, at(10));
         inheritance.hear(&clock(3600, 0.0), at(3600));
         assert!(!inheritance.is_contradicted());
         assert!(!inheritance.is_heard(at(3610)) && inheritance.is_heard(at(3611)));
+    }
+
+    proptest! {
+        #[test]
+        fn a_new_clock_is_bounded_by_what_was_left_and_both_stay_right(
+            left in (-1e-3f64..1e-3, 0u64..50_000_000), new in (-1e-3f64..1e-3, 0u64..10_000_000_000), after in 10..3600u64,
+            doubt in 0u64..1_000_000,
+        ) {
+            let right = |secs, (off, more): (f64, u64)| {
+                let max_error_nanos = (off.abs() * 1e9) as u64 + 1 + more;
+                Clock { max_error_nanos, ..clock(secs, off) }
+            };
+            let inheritance = Inheritance::new(right(0, left), Span::from_nanos(doubt as i64), at(10));
+            let bounded = inheritance.bound(right(after, new));
+            prop_assert!(bounded.max_error_nanos >= (new.0.abs() * 1e9) as u64);
+            prop_assert!(bounded.max_error_nanos >= right(0, left).max_error_nanos);
+            let most = 2_000_000 + 50_000_000 + doubt + after * 1000;
+            prop_assert!(bounded.max_error_nanos <= most.max(right(0, left).max_error_nanos));
+        }
     }
 }

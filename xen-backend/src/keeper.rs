@@ -104,8 +104,8 @@ impl Keeper {
     }
 
     /// Goes on with the page of a daemon before: right to within its growing bound, which is better than nothing until
-    /// the servers have been heard, and for an hour better than servers that contradict it. `doubt` is what it may be off by
-    /// more than it says, since the counter may have been held up while no daemon ran.
+    /// the servers have been heard, and for an hour better than servers that contradict it ([`Inheritance`]). `doubt` is what
+    /// it may be off by more than it says, since the counter may have been held up while no daemon ran.
     pub fn take_over(&mut self, page: &Page, doubt: Span) {
         tracing::info!("going on with the clock that the daemon before left");
         if doubt > Span::ZERO {
@@ -114,13 +114,14 @@ impl Keeper {
                 "the TSC and Xen's system time have parted by {seconds:.6} s since then: its bound is as much wider"
             );
         }
-        self.content.clock = page.abi.clock().ok().map(|clock| {
+        let left = page.abi.clock().ok();
+        self.content.clock = left.map(|clock| {
             let max_error_nanos = clock.max_error_nanos.saturating_add(doubt.ceil_nanos().unsigned_abs());
             Clock { max_error_nanos, ..clock }
         });
-        self.inheritance = self.content.clock.and_then(|clock| {
+        self.inheritance = left.and_then(|clock| {
             let clock = Clock { time: self.scale.of_utc(clock.time, None)?, ..clock };
-            Some(Inheritance::new(clock, self.now()?))
+            Some(Inheritance::new(clock, doubt, self.now()?))
         });
         self.content.disruption_marker = page.abi.disruption_marker.get();
         self.content.tai_offset = page.abi.tai_offset();
@@ -165,7 +166,8 @@ impl Keeper {
 
     /// The servers' clock, unless the daemon before knew better.
     fn clock(&self) -> Option<Clock> {
-        self.ensemble.clock().filter(|_| !self.is_vetoed())
+        let clock = self.ensemble.clock().filter(|_| !self.is_vetoed())?;
+        Some(self.inheritance.map_or(clock, |inheritance| inheritance.bound(clock)))
     }
 
     /// Whether the servers contradict what the daemon before left.
@@ -179,7 +181,7 @@ impl Keeper {
     }
 
     fn hear_inheritance(&mut self, now: Counter) {
-        let (Some(inheritance), Some(clock)) = (&mut self.inheritance, self.ensemble.clock()) else { return };
+        let (Some(inheritance), Some(clock)) = (&mut self.inheritance, self.ensemble.claim()) else { return };
         inheritance.hear(&clock, now);
         if inheritance.is_heard(now) {
             self.inheritance = None;
