@@ -16,6 +16,15 @@ const MIN_SECS: f64 = 100.0;
 const LOG_PROBABILITY: f64 = -27.0;
 /// …and each for itself: many stamps that are hardly unusual are congestion.
 const LOG_PROBABILITY_EACH: f64 = -1.0;
+/// And if queues have grown, as a load makes them, that must be no explanation: as long as these stamps' queues would be
+/// then, all of them together must still be so unlikely.
+const LOG_PROBABILITY_CONGESTED: f64 = -8.0;
+/// Median of the sum of two exponential delays, in units of either's mean.
+const GAMMA_MEDIAN: f64 = 1.678;
+/// Rise or not, the clock is hidden by stamps that are so unlikely (natural logarithm), each…
+const HIDDEN_EACH: f64 = -0.5;
+/// …and together.
+const HIDDEN: f64 = -8.0;
 /// A stamp is poor if both delays are so unusual (natural logarithm), each…
 const POOR_EACH: f64 = -1.5;
 /// …and together.
@@ -47,6 +56,8 @@ pub(super) struct Watch {
     recent: VecDeque<Recent>,
     /// How many of the newest were poor.
     poor: usize,
+    /// What even the quickest of the last round trips exceeded the smallest by (s), if all of them are unusual.
+    hidden: f64,
     seen: u64,
 }
 
@@ -75,9 +86,21 @@ impl Watch {
         let rise = self.rise(bank);
         if rise.is_some() {
             self.recent.clear();
-            self.poor = 0;
+            (self.poor, self.hidden) = (0, 0.0);
         }
         rise
+    }
+
+    /// How far the clock may have gone (s) since unusual delays hide it, if its rate is off by `rate` at most: no farther
+    /// than the quickest packets allow.
+    pub(super) fn unseen(&self, rate: f64) -> f64 {
+        let mut age = 0.0;
+        let mut unseen = self.hidden;
+        for recent in &self.recent {
+            unseen = unseen.min(recent.excess[0] + recent.excess[1] + rate * age);
+            age += recent.secs;
+        }
+        unseen
     }
 
     /// What even the quickest of the recent round trips exceeded the smallest by, s.
@@ -88,7 +111,8 @@ impl Watch {
         self.recent.iter().map(|recent| recent.excess[0] + recent.excess[1]).fold(f64::INFINITY, f64::min)
     }
 
-    fn rise(&self, bank: &Bank) -> Option<Rise> {
+    fn rise(&mut self, bank: &Bank) -> Option<Rise> {
+        self.hidden = 0.0;
         // What may be the noise of readings or of the server is no rise.
         let blur = 2.0 * bank.noise();
         let mut span = 0.0;
@@ -112,7 +136,11 @@ impl Watch {
             // One direction's delay alone makes a long round trip far more often than both together.
             let either: f64 = Direction::BOTH.iter().map(|&direction| bank.tail(direction, lowest)).sum();
             let log = either.min(1.0).ln();
-            if log < LOG_PROBABILITY_EACH && count as f64 * log < LOG_PROBABILITY {
+            if log < HIDDEN_EACH && count as f64 * log < HIDDEN {
+                self.hidden = self.hidden.max(lowest);
+            }
+            let is_rise = log < LOG_PROBABILITY_EACH && count as f64 * log < LOG_PROBABILITY;
+            if is_rise && self.by_congestion(count, lowest) < LOG_PROBABILITY_CONGESTED {
                 // The smallest of n delays lies about their mean over n above the smallest there is.
                 let n = count as f64;
                 let above = [0, 1].map(|direction| (sums[direction] / n - lowest_each[direction]) / n);
@@ -123,5 +151,17 @@ impl Watch {
             }
         }
         None
+    }
+
+    /// The probability (natural logarithm) that so many of the last round trips all exceed the smallest by `lowest` (s) only
+    /// because queues have grown, in one direction or in both: how long they are then, the median tells.
+    fn by_congestion(&self, count: usize, lowest: f64) -> f64 {
+        let round_trip = |recent: &Recent| recent.excess[0] + recent.excess[1];
+        let mut sums: Vec<f64> = self.recent.iter().take(count).map(round_trip).collect();
+        let median = *sums.select_nth_unstable_by(count / 2, f64::total_cmp).1;
+        let part = lowest / median;
+        let one = -part * std::f64::consts::LN_2;
+        let both = (GAMMA_MEDIAN * part).ln_1p() - GAMMA_MEDIAN * part;
+        count as f64 * one.max(both)
     }
 }

@@ -61,7 +61,7 @@ families! {
     sparse: "sparse-1024s", 80.0, 30.0;
     shift_one_sided: "shift-one-sided-16s", 4.0, 20.0;
     shift_in_fault: "shift-in-fault-16s", 3.5, 20.0;
-    heated_by_load: "heated-by-load-16s", 120.0, 80.0;
+    heated_by_load: "heated-by-load-16s", 30.0, 20.0;
     poor_crystal: "poor-crystal-16s", 3.5, 20.0;
     changing_polls: "changing-polls", 2.5, 20.0;
     lossy: "lossy-64s", 120.0, 20.0;
