@@ -111,6 +111,8 @@ const WARMUP_STAMPS: u64 = 3;
 /// seconds; anything more sudden is the server's.
 const RATE_JUMP: f64 = 5e-6;
 const RATE_JUMP_SECS: f64 = 300e-6;
+/// But after a contradiction a packet that is held up so unlikely long (natural logarithm) may as well make a lie look like that.
+const HELD_UP: f64 = -3.0;
 /// A round trip shorter, or a stamp earlier, by so little is no contradiction, s.
 const TOLERANCE: f64 = 2e-6;
 /// A server that goes on contradicting the clock is believed in the end: after so many stamps…
@@ -384,9 +386,15 @@ impl State {
     /// shift downward, made known to the filters here. Or the server's clock and this one contradict each other.
     fn is_sane(&mut self, measured: [f64; 2], noise: f64, report: &mut SyncReport) -> bool {
         let elapsed = self.silence.abs();
-        let drift = self.rate_bound.get() * elapsed + (RATE_JUMP * elapsed).min(RATE_JUMP_SECS);
         let tolerance = self.host_error + TOLERANCE;
         let excess = Direction::BOTH.map(|direction| self.bank.excess(direction, measured[direction as usize], noise));
+        let log_tail = |direction| self.bank.tail(direction, excess[direction as usize].mean).ln();
+        let is_held_up = Direction::BOTH.into_iter().any(|direction| log_tail(direction) < HELD_UP);
+        let drift = if self.refused > 0 && is_held_up {
+            0.0
+        } else {
+            self.rate_bound.get() * elapsed + (RATE_JUMP * elapsed).min(RATE_JUMP_SECS)
+        };
         let early = excess.map(|excess| excess.mean < -(SANE_SIGMAS * excess.sigma() + drift + tolerance));
         if early == [false, false] {
             return true;
