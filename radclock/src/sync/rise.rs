@@ -56,8 +56,8 @@ pub(super) struct Watch {
     recent: VecDeque<Recent>,
     /// How many of the newest were poor.
     poor: usize,
-    /// What even the quickest of the last round trips exceeded the smallest by (s), if all of them are unusual.
-    hidden: f64,
+    /// Unusual delays have hidden the clock since it was last seen well enough.
+    is_hidden: bool,
     seen: u64,
 }
 
@@ -86,21 +86,25 @@ impl Watch {
         let rise = self.rise(bank);
         if rise.is_some() {
             self.recent.clear();
-            (self.poor, self.hidden) = (0, 0.0);
+            (self.poor, self.is_hidden) = (0, false);
         }
         rise
     }
 
-    /// How far the clock may have gone (s) since unusual delays hide it, if its rate is off by `rate` at most: no farther
-    /// than the quickest packets allow.
-    pub(super) fn unseen(&self, rate: f64) -> f64 {
+    /// How much farther than `enough` (s) the clock may have gone since unusual delays hide it, if its rate is off by `rate` at
+    /// most: no farther than the quickest packets allow. Nothing more once that is not farther than `enough`.
+    pub(super) fn unseen(&mut self, rate: f64, enough: f64) -> f64 {
+        if !self.is_hidden {
+            return 0.0;
+        }
         let mut age = 0.0;
-        let mut unseen = self.hidden;
+        let mut unseen = f64::INFINITY;
         for recent in &self.recent {
             unseen = unseen.min(recent.excess[0] + recent.excess[1] + rate * age);
             age += recent.secs;
         }
-        unseen
+        self.is_hidden = unseen > enough;
+        (unseen - enough).max(0.0)
     }
 
     /// What even the quickest of the recent round trips exceeded the smallest by, s.
@@ -112,7 +116,6 @@ impl Watch {
     }
 
     fn rise(&mut self, bank: &Bank) -> Option<Rise> {
-        self.hidden = 0.0;
         // What may be the noise of readings or of the server is no rise.
         let blur = 2.0 * bank.noise();
         let mut span = 0.0;
@@ -137,7 +140,7 @@ impl Watch {
             let either: f64 = Direction::BOTH.iter().map(|&direction| bank.tail(direction, lowest)).sum();
             let log = either.min(1.0).ln();
             if log < HIDDEN_EACH && count as f64 * log < HIDDEN {
-                self.hidden = self.hidden.max(lowest);
+                self.is_hidden = true;
             }
             let is_rise = log < LOG_PROBABILITY_EACH && count as f64 * log < LOG_PROBABILITY;
             if is_rise && self.by_congestion(count, lowest) < LOG_PROBABILITY_CONGESTED {
