@@ -465,7 +465,7 @@ impl State {
             return;
         }
         // Unlike a rise that is not known, this ends with the next quick packet, and the enclosure holds again.
-        let unseen = self.watch.unseen(self.rate_bound.get(), 2.0 * self.spread());
+        let unseen = self.watch.unseen(self.rate_bound.get(), self.spread());
         let bound = unseen + self.enclosure.worst() + self.spread() + self.host_error + server_error(stamp);
         let rate = self.base.period.units(self.rate_bound.get() * self.period);
         // Rust makes zero of not-a-number: the one bound that never may be claimed.

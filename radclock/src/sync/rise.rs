@@ -22,7 +22,7 @@ const LOG_PROBABILITY_CONGESTED: f64 = -8.0;
 /// Median of the sum of two exponential delays, in units of either's mean.
 const GAMMA_MEDIAN: f64 = 1.678;
 /// Rise or not, the clock is hidden by stamps that are so unlikely (natural logarithm), each…
-const HIDDEN_EACH: f64 = -0.5;
+const HIDDEN_EACH: f64 = -0.25;
 /// …and together.
 const HIDDEN: f64 = -8.0;
 /// A stamp is poor if both delays are so unusual (natural logarithm), each…
