@@ -70,6 +70,7 @@ families! {
     "noisy-server-16s", noisy_server, "a server with a millisecond of noise";
     "hpet-loaded-16s", hpet_loaded, "a counter that is set right every second on a busy host";
     "shaky-host-16s", shaky_host, "timestamps in wide brackets, late interrupts";
+    "mixture", mixture, "some of all the above at once";
 }
 
 fn scenario(random: &mut Random, hours: f64, poll: f64, server: fn(&mut Random) -> Server) -> Scenario {
@@ -213,11 +214,15 @@ fn shift_in_fault(random: &mut Random) -> Scenario {
 
 fn heated(random: &mut Random) -> Scenario {
     let mut scenario = scenario(random, 48.0, 16.0, lan);
+    heat(random, &mut scenario);
+    scenario
+}
+
+fn heat(random: &mut Random, scenario: &mut Scenario) {
     let rise = random.scale(0.1, 1.0) * PPM;
     scenario.oscillator.heating = Some(Heating { rise, time_constant: random.scale(120.0, 1200.0) });
     scenario.load = Some((random.scale(600.0, 7200.0), random.scale(1800.0, 14_400.0)));
     scenario.servers[0].loaded = random.scale(3.0, 10.0);
-    scenario
 }
 
 fn poor_crystal(random: &mut Random) -> Scenario {
@@ -292,6 +297,63 @@ fn shaky_host(random: &mut Random) -> Scenario {
     scenario
 }
 
+fn mixture(random: &mut Random) -> Scenario {
+    const PLACES: [fn(&mut Random) -> Server; 6] = [lan, campus, loaded, metro, wan, asymmetric_wan];
+    let place = (random.share() * PLACES.len() as f64) as usize;
+    let poll = f64::from(1 << (random.share() * 9.0) as u32);
+    // Some thousands of exchanges, but a day at least and a week at most.
+    let hours = (4000.0 * poll / HOUR).clamp(24.0, 168.0);
+    let mut scenario = scenario(random, hours, poll, PLACES[place]);
+    let duration = hours * HOUR;
+    if random.chance(0.3) {
+        scenario.polls.push(poll * 8.0);
+        scenario.poll_change = random.between(0.5, 5.0) * HOUR;
+    }
+    if random.chance(0.4) {
+        heat(random, &mut scenario);
+    }
+    if random.chance(0.3) {
+        scenario.oscillator.sawtooth = sawtooth(random);
+    }
+    if random.chance(0.3) {
+        scenario.host_error = random.scale(2.0, 30.0) * US;
+    }
+    if random.chance(0.3) {
+        let from = random.between(0.3, 0.7) * duration;
+        scenario.gaps = vec![(from, from + random.scale(0.2, 8.0) * HOUR)];
+    }
+    let server = &mut scenario.servers[0];
+    if random.chance(0.4) {
+        server.loss = Loss { low: 0.0, high: 0.5, period: random.between(2.0, 12.0) * HOUR };
+    }
+    if random.chance(0.4) {
+        let crowded = if random.chance(0.5) { &mut server.there } else { &mut server.back };
+        crowded.queue *= random.scale(3.0, 20.0);
+    }
+    if random.chance(0.3) {
+        server.quantum = random.scale(1.0, 100.0) * US;
+        server.root_dispersion = server.quantum;
+    }
+    if random.chance(0.5) {
+        let mut part = |min: f64| if random.chance(0.7) { min * random.between(0.3, 4.0) } else { 0.0 };
+        let (there, back) = (part(server.there.min), part(server.back.min));
+        let at = random.between(0.2, 0.8) * duration;
+        server.shifts = vec![Shift { at, there, back }];
+        if random.chance(0.4) {
+            // And back again.
+            let at = at + random.between(0.05, 0.15) * duration;
+            server.shifts.push(Shift { at, there: -there, back: -back });
+        }
+    }
+    if random.chance(0.4) {
+        let from = random.between(0.2, 0.9) * duration;
+        let size = random.scale(5.0 * MS, 30.0);
+        let offset = if random.chance(0.5) { size } else { -size };
+        server.faults = vec![Fault { from, to: from + random.between(5.0, 60.0) * 60.0, offset }];
+    }
+    scenario
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -322,10 +384,10 @@ mod tests {
             for seed in 0..50 {
                 let scenario = family.scenario(seed);
                 let server = &scenario.servers[0];
-                let shifts: Vec<Shift> =
-                    server.shifts.iter().copied().chain([Shift { at: 0.0, there: 0.0, back: 0.0 }]).collect();
-                for shift in shifts {
-                    let least = (server.there.min + shift.there).min(server.back.min + shift.back);
+                let (mut there, mut back) = (server.there.min, server.back.min);
+                for shift in [Shift { at: 0.0, there: 0.0, back: 0.0 }].iter().chain(&server.shifts) {
+                    (there, back) = (there + shift.there, back + shift.back);
+                    let least = there.min(back);
                     assert!(least - scenario.host_error > 10.0 * US, "{}, seed {seed}: {least}", family.name);
                 }
             }

@@ -68,6 +68,7 @@ families! {
     noisy_server: "noisy-server-16s", 250.0, 6500.0;
     hpet_loaded: "hpet-loaded-16s", 15.0, 40.0;
     shaky_host: "shaky-host-16s", 10.0, 90.0;
+    mixture: "mixture", 140.0, 200.0;
 }
 
 /// Queues that a load made longer, taken for a shift of the path: 20 readings were outside of their bounds.
