@@ -111,7 +111,8 @@ const WARMUP_STAMPS: u64 = 3;
 /// seconds; anything more sudden is the server's.
 const RATE_JUMP: f64 = 5e-6;
 const RATE_JUMP_SECS: f64 = 300e-6;
-/// But after a contradiction a packet that is held up so unlikely long (natural logarithm) may as well make a lie look like that.
+/// But after a contradiction a queue may make the same lie look like that: one so unlikely long (natural logarithm), or as long
+/// as packets have contradicted the clock.
 const HELD_UP: f64 = -3.0;
 /// A round trip shorter, or a stamp earlier, by so little is no contradiction, s.
 const TOLERANCE: f64 = 2e-6;
@@ -270,6 +271,9 @@ struct State {
     /// Seconds since the last accepted stamp, and stamps refused since.
     silence: f64,
     refused: u32,
+    /// How much too early (s) the refused ones came in each direction at most: so much, or more, the server is wrong. If it still
+    /// is, packets are as much too late in the other direction.
+    lie: [f64; 2],
     /// The poll period, s.
     poll: f64,
 }
@@ -303,6 +307,7 @@ impl State {
             youth: YOUNG_SECS,
             silence: 0.0,
             refused: 0,
+            lie: [0.0; 2],
             poll: POLL_SECS.0,
         })
     }
@@ -390,13 +395,15 @@ impl State {
         let excess = Direction::BOTH.map(|direction| self.bank.excess(direction, measured[direction as usize], noise));
         let log_tail = |direction| self.bank.tail(direction, excess[direction as usize].mean).ln();
         let is_held_up = Direction::BOTH.into_iter().any(|direction| log_tail(direction) < HELD_UP);
-        let drift = if self.refused > 0 && is_held_up {
+        let is_like_the_lie = (0..2).any(|d| self.lie[d] > 0.0 && excess[1 - d].mean >= self.lie[d]);
+        let drift = if self.refused > 0 && (is_held_up || is_like_the_lie) {
             0.0
         } else {
             self.rate_bound.get() * elapsed + (RATE_JUMP * elapsed).min(RATE_JUMP_SECS)
         };
         let early = excess.map(|excess| excess.mean < -(SANE_SIGMAS * excess.sigma() + drift + tolerance));
         if early == [false, false] {
+            self.lie = [0.0; 2];
             return true;
         }
         let fell = excess[0].mean + excess[1].mean < -(SANE_SIGMAS * self.bank.round_trip().sigma() + 2.0 * tolerance);
@@ -410,6 +417,7 @@ impl State {
                 moved[d] = excess[d].mean - above;
                 sigma[d] = 2.0 * above;
                 if !fell || self.bank.smallest(direction) + excess[d].mean <= 0.0 {
+                    self.lie[d] = self.lie[d].max(-excess[d].mean);
                     return false;
                 }
             }
