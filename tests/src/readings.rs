@@ -161,26 +161,14 @@ pub struct Verdict {
 impl Readings {
     /// Judges them. `kind` is the guest's.
     pub fn judge(&self, kind: Kind) -> Result<Verdict> {
-        let verdict = self.judge_parts(kind, &[i64::MAX])?.pop();
-        verdict.context("the reader noted nothing down")
-    }
-
-    /// Judges them part by part: those up to the first of these true times (ns since 1970, ascending), from there to the
-    /// second, and so on. Those after the last are not judged.
-    pub fn judge_parts(&self, kind: Kind, ends: &[i64]) -> Result<Vec<Verdict>> {
-        let mut verdicts = vec![Verdict { bounds: (u64::MAX, 0), ..Verdict::default() }; ends.len()];
-        let mut tolerances = vec![Vec::new(); ends.len()];
-        let passed = |part: usize, at: i64| ends[part..].iter().take_while(|end| **end < at).count();
-        let (mut part, mut ahead) = (0, 0);
+        let mut verdict = Verdict { bounds: (u64::MAX, 0), ..Verdict::default() };
+        let mut tolerances = Vec::new();
         let mut relation: Option<(u64, Option<Relation>)> = None;
         let mut last: Option<Judged> = None;
         let (mut errors, mut disrupted) = (0, None);
         for record in &self.records {
             let kind_of_record = RecordKind::new(record.kind).context("a record of an unknown kind")?;
             if !kind_of_record.is_readable() {
-                // An error has no time, so that it is placed by the guest's own since the last reading.
-                part += passed(part, ahead + record.raw_nanos.cast_signed());
-                let Some(verdict) = verdicts.get_mut(part) else { break };
                 verdict.errors += record.count;
                 verdict.busy += if kind_of_record == RecordKind::Busy { record.count } else { 0 };
                 errors += record.count;
@@ -195,21 +183,17 @@ impl Readings {
             }
             let Some((_, Some(related))) = &relation else {
                 // The clock did not last until the build machine had asked.
-                let Some(verdict) = verdicts.get_mut(part) else { break };
                 verdict.add_unseen(record);
                 last = None;
                 continue;
             };
             let (first, end) = (Judged::new(record.first, related)?, Judged::new(record.last, related)?);
-            ahead = first.truth.earliest - record.raw_nanos.cast_signed();
-            part += passed(part, first.truth.earliest);
-            let Some(verdict) = verdicts.get_mut(part) else { break };
             if disrupted == Some(record.marker) {
                 verdict.revenants += record.count;
                 verdict.fault(|| format!("read on a clock that was said to be disrupted: {record:?}"));
             }
             verdict.add(record, &first, &end);
-            tolerances[part].extend([first.truth.tolerance(), end.truth.tolerance()]);
+            tolerances.extend([first.truth.tolerance(), end.truth.tolerance()]);
             if let Some(last) = last
                 && is_new
             {
@@ -224,12 +208,10 @@ impl Readings {
             last = Some(end);
             errors = 0;
         }
-        for (verdict, mut tolerances) in verdicts.iter_mut().zip(tolerances) {
-            tolerances.sort_unstable();
-            let at = |part: usize| tolerances.get(part).copied().unwrap_or_default();
-            verdict.tolerance = (at(tolerances.len() / 2), at(tolerances.len().saturating_sub(1)));
-        }
-        Ok(verdicts)
+        tolerances.sort_unstable();
+        let at = |part: usize| tolerances.get(part).copied().unwrap_or_default();
+        verdict.tolerance = (at(tolerances.len() / 2), at(tolerances.len().saturating_sub(1)));
+        Ok(verdict)
     }
 
     /// How many answers the truth rests on.
@@ -410,20 +392,6 @@ mod tests {
         let verdict = judge([record(10_000_000_000, 0), Record { marker: 8, ..record(20_000_000_000, 0) }]);
         assert_eq!((verdict.readings, verdict.wrong, verdict.undecided), (20, 0, 1));
         assert!(verdict.check().is_err());
-    }
-
-    #[test]
-    fn readings_and_errors_are_counted_in_the_part_in_which_they_were() {
-        let seconds = |n: u64| n * 1_000_000_000;
-        // The guest's own time is 3 s behind.
-        let timed = |n: u64, record: Record| Record { raw_nanos: seconds(n - 3), ..record };
-        let errors = |n| timed(n, Record { kind: RecordKind::Initializing as u64, count: 1, ..Record::default() });
-        let right = |n| timed(n, record(seconds(n), 0));
-        let records = [right(10), right(20), errors(25), errors(35), right(45), errors(46), errors(90)].to_vec();
-        let ends = [15, 30, 40, 50].map(|n| seconds(n).cast_signed());
-        let verdicts = Readings { records, observed: observed(1.0) }.judge_parts(Kind::Pvh, &ends).expect("judged");
-        let counts: Vec<_> = verdicts.iter().map(|verdict| (verdict.readings, verdict.errors)).collect();
-        assert_eq!(counts, [(10, 0), (10, 1), (0, 1), (10, 1)]);
     }
 
     #[test]
