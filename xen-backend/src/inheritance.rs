@@ -12,8 +12,8 @@ const HEARD_SECS: f64 = 3600.0;
 /// The clock of the daemon before.
 #[derive(Clone, Copy, Debug)]
 pub struct Inheritance {
-    /// What it left, and what that may be off by more than it says.
     clock: Clock,
+    /// What it may be off by more than it says.
     doubt: Span,
     /// Since when it was agreed with, or contradicted, without a break.
     since: Counter,

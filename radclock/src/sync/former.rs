@@ -9,7 +9,7 @@ use crate::time::{Counter, Span, Timestamp};
 pub(super) struct Former(Clock);
 
 impl Former {
-    /// `clock` is given up at `now`, and `before` it were others.
+    /// `clock` is given up at `now`; `before` are those given up earlier.
     pub(super) fn new(clock: Clock, before: Option<Former>, now: Counter) -> Former {
         Former(before.and_then(|Former(other)| span_both(&clock, &other, now)).unwrap_or(clock))
     }
