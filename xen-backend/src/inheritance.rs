@@ -8,6 +8,9 @@ use radclock::time::{Counter, Span};
 /// After so long without a contradiction the new clock knows as much, s; and after so long a contradiction the servers are
 /// believed: the predecessor may have been misled itself.
 const HEARD_SECS: f64 = 3600.0;
+/// A bound no wider than the error of the rate makes in so many seconds is that of a clock which had just begun: that one was not
+/// in doubt, but knew little.
+const NEW_SECS: f64 = 60.0;
 
 /// The clock of the daemon before.
 #[derive(Clone, Copy, Debug)]
@@ -15,6 +18,8 @@ pub struct Inheritance {
     clock: Clock,
     /// What it may be off by more than it says.
     doubt: Span,
+    /// The bound on a new clock is no narrower than this, ns.
+    least_nanos: u64,
     /// Since when it was agreed with, or contradicted, without a break.
     since: Counter,
     is_contradicted: bool,
@@ -23,7 +28,11 @@ pub struct Inheritance {
 impl Inheritance {
     /// `clock` was found at `now`, and may be off by `doubt` more than it says.
     pub fn new(clock: Clock, doubt: Span, now: Counter) -> Inheritance {
-        Inheritance { clock, doubt, since: now, is_contradicted: false }
+        let in_a_while = (NEW_SECS / clock.period.as_secs_f64()) as i64;
+        let error_at = |counts| clock.max_error_at(clock.counter.offset(counts)).ceil_nanos().unsigned_abs();
+        let is_new = error_at(in_a_while) >= error_at(0).saturating_mul(2);
+        let least_nanos = if is_new { 0 } else { clock.max_error_nanos };
+        Inheritance { clock, doubt, least_nanos, since: now, is_contradicted: false }
     }
 
     /// Compares with the servers' clock at `now`: by their own bounds both may be right, or not.
@@ -49,8 +58,8 @@ impl Inheritance {
     pub fn bound(&self, clock: Clock) -> Clock {
         let Some((ours, our_error)) = self.clock.reading_at(clock.counter) else { return clock };
         let most = clock.time.since(ours).abs().saturating_add(our_error).saturating_add(self.doubt);
-        let most = most.ceil_nanos().unsigned_abs().max(self.clock.max_error_nanos);
-        Clock { max_error_nanos: clock.max_error_nanos.clamp(self.clock.max_error_nanos, most), ..clock }
+        let most = most.ceil_nanos().unsigned_abs().max(self.least_nanos);
+        Clock { max_error_nanos: clock.max_error_nanos.clamp(self.least_nanos, most), ..clock }
     }
 
     /// Whether it counts no more.
@@ -101,6 +110,17 @@ mod tests {
         inheritance.hear(&clock(3600, 0.0), at(3600));
         assert!(!inheritance.is_contradicted());
         assert!(!inheritance.is_heard(at(3610)) && inheritance.is_heard(at(3611)));
+    }
+
+    #[test]
+    fn one_that_had_just_begun_is_no_reason_for_a_wide_bound() {
+        // 300 ppm.
+        let cold =
+            Clock { period_max_error: (3e-4 * 2f64.powi(63)) as u64, max_error_nanos: 5_000_000, ..clock(0, 0.0) };
+        let bound = |left| Inheritance::new(left, Span::ZERO, at(10)).bound(clock(20, 0.0)).max_error_nanos;
+        assert_eq!(bound(cold), 300_000);
+        assert_eq!(bound(Clock { max_error_nanos: 50_000_000, ..cold }), 50_000_000);
+        assert_eq!(bound(Clock { max_error_nanos: 1_000_000, ..clock(0, 0.0) }), 1_000_000);
     }
 
     proptest! {
