@@ -359,6 +359,12 @@ bool fuzz_composed(struct radclock_page *wire, struct radclock_time_info *info)
 	return radclock.have_wire && radclock.published;
 }
 
+/* Whether the page still stands for want of a record, whatever the backend has written since. */
+bool fuzz_is_blind(void)
+{
+	return radclock.blind_looks;
+}
+
 /* The driver's arithmetic, for the target "page". */
 
 int fuzz_check_wire(const struct radclock_page *page)
