@@ -9,7 +9,7 @@ const KMOD: &str = "../xen-frontend/kmod";
 fn main() {
     let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets it"));
     let include = out.join("include");
-    for file in ["xen-radclockfront.c", "radclockif.h", "radclock_compose.h"] {
+    for file in ["xen-radclockfront.c", "radclockif.h", "radclock_compose.h", "radclock_line.h"] {
         println!("cargo::rerun-if-changed={KMOD}/{file}");
     }
     println!("cargo::rerun-if-changed=driver");

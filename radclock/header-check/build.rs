@@ -3,7 +3,7 @@
 fn main() {
     let headers = "../../xen-frontend/kmod";
     println!("cargo::rerun-if-changed=src/headers.c");
-    for header in ["radclockif.h", "radclock_compose.h"] {
+    for header in ["radclockif.h", "radclock_compose.h", "radclock_line.h"] {
         println!("cargo::rerun-if-changed={headers}/{header}");
     }
     cc::Build::new()

@@ -13,6 +13,8 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
 use crate::artefacts::Artefacts;
 use crate::cache::RunDir;
@@ -257,6 +259,15 @@ impl Host {
     /// QEMU's process id on the build machine.
     pub fn qemu_pid(&self) -> u32 {
         self.qemu.pid()
+    }
+
+    /// Stands still for so long, as under a build machine that has no time for it. Its timers and TSC go on.
+    pub fn hold_up(&self, duration: Duration) -> Result<()> {
+        let qemu = Pid::from_raw(self.qemu_pid() as i32);
+        kill(qemu, Signal::SIGSTOP)?;
+        let held = wait::pass(duration);
+        kill(qemu, Signal::SIGCONT)?;
+        held
     }
 
     /// For a person: `ssh -F` this file `dom0`.

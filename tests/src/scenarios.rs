@@ -43,6 +43,7 @@ scenarios! {
     agreement::a_c_program_reads_the_clock_in_a_guest,
     daemon::guests_run_free_when_radclockd_is_killed_and_reconnect_when_it_is_back,
     daemon::guests_that_were_there_first_get_the_clock_and_lose_it_with_a_clean_stop,
+    daemon::no_reading_is_wrong_when_a_host_is_held_up_without_a_daemon,
     daemon::a_silent_xenstored_costs_the_daemon_nothing,
     discipline::a_guests_system_clock_follows_the_shared_clock_through_a_restore,
     discipline::nobody_else_adjusts_the_clock_beside_discipline,

@@ -5,8 +5,9 @@
  * It maps the backend's page (parameters over Xen system time), composes it with
  * the vCPUs' time records (guest TSC to Xen system time), and keeps the result
  * in a page of its own, /dev/vmclock0, for every process to map. Protocol and
- * page: radclockif.h; arithmetic: radclock_compose.h. It sets no clock and
- * decides nothing: what a program does with the time is the program's business.
+ * page: radclockif.h; arithmetic: radclock_compose.h and radclock_line.h. It sets
+ * no clock and decides nothing: what a program does with the time is the program's
+ * business.
  *
  * Page and device exist from load to unload, whether a backend is there or not.
  *
@@ -48,6 +49,7 @@
 #include <xen/xenbus.h>
 
 #include "radclock_compose.h"
+#include "radclock_line.h"
 
 /* Xen's public/hvm/hvm_op.h; the kernel's copy of it lacks this one. */
 #define RADCLOCK_HVMOP_GET_TIME	10
@@ -128,6 +130,9 @@ struct radclock {
 	/* Decaying maxima of what was observed. */
 	u64 step;		/* ns */
 	u64 wander;		/* 2^-64 */
+
+	/* How system time usually runs by the TSC, since the last suspend. */
+	struct radclock_line line;
 
 	/* XenBus. */
 	struct xenbus_device *xdev;
@@ -373,10 +378,10 @@ static void radclock_observe(struct radclock *rc, const struct radclock_sample *
 	rc->step = max(rc->step, step);
 }
 
-/* When to look again, ns. */
-static u64 radclock_interval(const struct radclock *rc)
+/* When to look again at a clock that may drift by @rate, ns. */
+static u64 radclock_interval(u64 rate)
 {
-	u64 interval = div64_u64((u64)TARGET_DRIFT_NS << 56, (rc->wander >> 8) + 1);
+	u64 interval = div64_u64((u64)TARGET_DRIFT_NS << 56, (rate >> 8) + 1);
 
 	return clamp(interval, (u64)MIN_INTERVAL_NS, (u64)MAX_INTERVAL_NS);
 }
@@ -566,6 +571,15 @@ static bool radclock_refresh_wire(struct radclock *rc)
 	return true;
 }
 
+/* No clock for now. What comes after it must not be taken for the same one. */
+static void radclock_give_up(struct radclock *rc)
+{
+	if (rc->published)
+		rc->disruption_marker++;
+	radclock_reset_observations(rc);
+	radclock_publish(rc, RADCLOCK_STATUS_UNRELIABLE, NULL, 0);
+}
+
 /* Composes and publishes. When to do it again, ns; 0: at the next event. */
 static u64 radclock_update(struct radclock *rc)
 {
@@ -574,7 +588,7 @@ static u64 radclock_update(struct radclock *rc)
 	struct radclock_sample now;
 	struct radclock_added added;
 	u8 status = wire->abi.clock_status;
-	u64 valid;
+	u64 valid, off, departure;
 
 	if (!rc->have_wire)
 		return rc->mapping ? MAX_INTERVAL_NS : 0;
@@ -589,34 +603,40 @@ static u64 radclock_update(struct radclock *rc)
 		 */
 		if (rc->published && rc->blind_looks++ < MAX_BLIND_LOOKS)
 			return MIN_INTERVAL_NS;
-		/* What comes after it must not be taken for the same clock. */
-		if (rc->published)
-			rc->disruption_marker++;
-		radclock_reset_observations(rc);
-		radclock_publish(rc, RADCLOCK_STATUS_UNRELIABLE, NULL, 0);
+		radclock_give_up(rc);
 		return MAX_INTERVAL_NS;
 	}
 	rc->blind_looks = 0;
 
-	radclock_observe(rc, &now);
-	added.nanos = rc->step;
-	added.rate = rc->wander;
 	params = radclock_page_params(wire);
+	valid = radclock_valid_left(wire->ext.valid_nanos, params.counter_value, &now.info,
+				    now.tsc);
+	if (!valid)
+		status = RADCLOCK_STATUS_FREERUNNING;
+
+	radclock_observe(rc, &now);
+	off = radclock_line_look(&rc->line, now.tsc, now.system_time,
+				 status == RADCLOCK_STATUS_SYNCHRONIZED);
+	departure = off ? radclock_line_departure(&rc->line, &now.info) : 0;
+	if (departure == ~0ULL) {
+		if (rc->published)
+			pr_warn_ratelimited("Xen's system time has lost its pace: unreliable\n");
+		radclock_give_up(rc);
+		return MIN_INTERVAL_NS;
+	}
+	added.nanos = rc->step + off;
+	added.rate = rc->wander + departure;
 	if (!radclock_compose(&params, &now.info, now.tsc, &added, &clock)) {
 		pr_warn_ratelimited("the backend's parameters do not fit: unreliable\n");
 		radclock_disrupt(rc);
 		return MAX_INTERVAL_NS;
 	}
-	valid = radclock_valid_left(wire->ext.valid_nanos, params.counter_value, &now.info,
-				    now.tsc);
-	if (!valid)
-		status = RADCLOCK_STATUS_FREERUNNING;
 	radclock_publish(rc, status, &clock, valid);
 	radclock_reached(rc, RADCLOCK_PUBLISHED);
 	rc->published = true;
 	rc->info = now.info;
 	rc->tsc = now.tsc;
-	return radclock_interval(rc);
+	return radclock_interval(added.rate);
 }
 
 /*
@@ -1035,6 +1055,7 @@ static int radclock_freeze(struct device *dev)
 	rc->suspended = true;
 	radclock_disconnect(rc);
 	radclock_disrupt(rc);
+	memset(&rc->line, 0, sizeof(rc->line));
 	rc->resumes++;
 	radclock_start_timing(rc, ktime_get_raw_ns());
 	mutex_unlock(&rc->lock);

@@ -1,6 +1,18 @@
 /* The driver's headers as linkable functions and figures. */
 #include "radclock_compose.h"
 
+static inline uint64_t mul_u64_u64_div_u64(uint64_t a, uint64_t b, uint64_t divisor)
+{
+	const radclock_u128 quotient = (radclock_u128)a * b / divisor;
+
+	/* The kernel's traps, too. */
+	if (quotient >> 64)
+		__builtin_trap();
+	return (uint64_t)quotient;
+}
+
+#include "radclock_line.h"
+
 bool check_compose(const struct radclock_params *wire, const struct radclock_time_info *info,
 		   uint64_t tsc, const struct radclock_added *added, struct radclock_params *guest)
 {
@@ -17,6 +29,20 @@ uint64_t check_valid_left(uint64_t valid_nanos, uint64_t wire_counter,
 {
 	return radclock_valid_left(valid_nanos, wire_counter, info, tsc);
 }
+
+uint64_t check_line_look(struct radclock_line *line, uint64_t tsc, uint64_t system_time,
+			 bool synchronized)
+{
+	return radclock_line_look(line, tsc, system_time, synchronized);
+}
+
+uint64_t check_line_departure(const struct radclock_line *line,
+			      const struct radclock_time_info *info)
+{
+	return radclock_line_departure(line, info);
+}
+
+const uint64_t check_line_size = sizeof(struct radclock_line);
 
 int check_wire(const struct radclock_page *page)
 {

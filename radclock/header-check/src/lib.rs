@@ -1,5 +1,5 @@
 //! Holds the page's layout and the driver's arithmetic in C (`xen-frontend/kmod/radclockif.h`,
-//! `radclock_compose.h`) against their Rust twins. Tests only: there is nothing here to use.
+//! `radclock_compose.h`) against their Rust twins, and tests what has none (`radclock_line.h`). There is nothing here to use.
 
 #![cfg(test)]
 
@@ -44,6 +44,9 @@ unsafe extern "C" {
     fn check_compose(wire: &CParams, info: &CTimeInfo, tsc: u64, added: &CAdded, guest: &mut CParams) -> bool;
     fn check_system_time(info: &CTimeInfo, tsc: u64) -> u64;
     fn check_valid_left(valid_nanos: u64, wire_counter: u64, info: &CTimeInfo, tsc: u64) -> u64;
+    fn check_line_look(line: *mut u64, tsc: u64, system_time: u64, synchronized: bool) -> u64;
+    fn check_line_departure(line: *const u64, info: &CTimeInfo) -> u64;
+    static check_line_size: u64;
     fn check_wire(page: &Page) -> i32;
     static check_layout: [u64; LAYOUT_LEN];
     static check_layout_len: u64;
@@ -79,6 +82,32 @@ fn compose_in_c(wire: &Clock, info: &TimeInfo, tsc: Counter, added: Added) -> Op
         period_max_error: guest.counter_period_maxerror_rate_frac_sec,
         max_error_nanos: guest.time_maxerror_nanosec,
     })
+}
+
+/// The driver's `struct radclock_line`, which only it looks into.
+struct Line([u64; 16]);
+
+impl Line {
+    fn new() -> Line {
+        // SAFETY: a constant in C.
+        assert!(unsafe { check_line_size } <= size_of::<Line>() as u64);
+        Line([0; 16])
+    }
+
+    /// What the bound has on top after a look, ns.
+    fn look(&mut self, tsc: u64, system_time: u64, synchronized: bool) -> u64 {
+        // SAFETY: the structure fits, and begins as all zeros.
+        unsafe { check_line_look(self.0.as_mut_ptr(), tsc, system_time, synchronized) }
+    }
+
+    /// How fast the record leaves it, relative; infinite if no bound could follow.
+    fn departure(&self, info: &TimeInfo) -> f64 {
+        // SAFETY: as above.
+        match unsafe { check_line_departure(self.0.as_ptr(), &c_info(info)) } {
+            u64::MAX => f64::INFINITY,
+            rate => rate as f64 / 2f64.powi(64),
+        }
+    }
 }
 
 #[test]
@@ -266,5 +295,97 @@ proptest! {
         });
         // SAFETY: the function reads the page, whose layout is the header's.
         prop_assert_eq!(unsafe { check_wire(&page) } == 0, id);
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(1000))]
+
+    /// Xen pulls system time back and forth by up to `noise` from second to second, is held up some time later, and stays off
+    /// or takes it back: whatever is more than usual is covered at each look. Both clocks drift by `drift`.
+    #[test]
+    fn what_leaves_the_line_is_covered(
+        drift in -1e-4f64..1e-4, noise in 0f64..40e3, begin in 3f64..300.0, height in -1e9f64..1e9, stays in any::<bool>(),
+        step in 0.004f64..1.0, synchronized in any::<bool>(),
+    ) {
+        let mut line = Line::new();
+        let (mut now, mut most) = (0.0, 0u64);
+        while now < begin + 50.0 {
+            now += step;
+            let since = now - begin;
+            let off = match since {
+                ..0.0 => 0.0,
+                _ if stays => since.min(1.0) * height,
+                _ => (1.0 - (since - 1.0).abs()).max(0.0) * height,
+            };
+            let usual = if (now as u64).is_multiple_of(2) { noise * now.fract() } else { noise * (1.0 - now.fract()) };
+            let system_time = (now * 1e9 + usual + off) as u64;
+            let tsc = u64::MAX.wrapping_add((now * 2.7e9 * (1.0 + drift)) as u64);
+            let added = line.look(tsc, system_time, synchronized);
+            if since < 0.0 || height.abs() < 1e6 && !stays && since > 2.0 {
+                prop_assert_eq!(added, 0, "{} s", now);
+            } else {
+                // Twice what is usual, or taken for usual at first, is no difference yet; the line itself is off by as much.
+                let hand = 3.0 * f64::max(100e3, 5.0 * noise) + 5e3;
+                prop_assert!(added as f64 + hand >= off.abs(), "{} of {} at {} s", added, off, since);
+            }
+            // The longer it is off, the less is known of where the line is; a young one soon.
+            prop_assert!(begin < 40.0 || added as f64 <= off.abs() + 300e3 + 12.0 * noise, "{} of {}", added, off);
+            most = most.max(added);
+        }
+        prop_assert!(height.abs() < 1e6 || step > 0.5 || most > 0);
+    }
+
+    /// A page that is composed while Xen runs at another pace leaves the truth as fast as that, until the next look.
+    #[test]
+    fn another_pace_is_in_the_rate_or_gives_no_clock(
+        pace in prop_oneof![0.9..1.1, 0.99999..1.00001, 0.01..20.0], mul in 1u32 << 28..1 << 31, shift in -2i8..=2,
+        at in any::<u64>(),
+    ) {
+        let info = |mul| TimeInfo { tsc_timestamp: at, system_time: at, tsc_to_system_mul: mul, tsc_shift: shift };
+        let (right, wrong) = (info(mul), info((f64::from(mul) * pace) as u32));
+        prop_assume!(wrong.is_valid());
+        let mut line = Line::new();
+        let second = (2f64.powi(32 - i32::from(shift)) / f64::from(mul) * 1e9) as u64;
+        for secs in 0..40 {
+            let tsc = at.wrapping_add(secs * second);
+            prop_assert_eq!(line.look(tsc, right.system_time(Counter(tsc)), false), 0);
+        }
+        let pace = f64::from(wrong.tsc_to_system_mul) / f64::from(mul);
+        let expected = (1.0 - 1.0 / pace).abs();
+        let departure = line.departure(&wrong);
+        prop_assert!((departure - expected).abs() < 1e-8 || departure.is_infinite() && expected > 0.06, "{departure}");
+        prop_assert!(departure.is_infinite() || expected < 0.065);
+    }
+
+    #[test]
+    fn a_line_takes_anything(
+        looks in prop::collection::vec((any_size(), any_size(), any::<bool>(), any::<bool>()), 1..100), info in valid_infos(),
+    ) {
+        let (mut line, mut tsc, mut system_time) = (Line::new(), 0u64, 0u64);
+        for (counts, nanos, back, synchronized) in looks {
+            tsc = if back { tsc.wrapping_sub(counts) } else { tsc.wrapping_add(counts) };
+            system_time = system_time.wrapping_add(nanos);
+            prop_assert!(line.look(tsc, system_time, synchronized) < 1 << 63);
+            line.departure(&info);
+        }
+    }
+}
+
+/// The daemon's parameters are over system time as it is now: after a minute they have it, if there is a daemon.
+#[test]
+fn a_difference_that_stays_is_absorbed_under_a_synchronised_clock_only() {
+    for synchronized in [false, true] {
+        let mut line = Line::new();
+        let added: Vec<u64> = (0..300)
+            .map(|secs| {
+                let lost = if secs < 100 { 0 } else { 50_000_000_000 };
+                line.look(secs * 2_700_000_000, (secs + 1000) * 1_000_000_000 - lost, synchronized)
+            })
+            .collect();
+        assert_eq!(added[..100], [0; 100]);
+        assert!(added[100..150].iter().all(|&added| added >= 50_000_000_000));
+        assert_eq!(added[170..].iter().all(|&added| added == 0), synchronized);
+        assert_eq!(added[170..].iter().all(|&added| added >= 50_000_000_000), !synchronized);
     }
 }

@@ -6,6 +6,7 @@ use anyhow::{Context, Result, ensure};
 
 use crate::guest::{Guest, Kind};
 use crate::host::Host;
+use crate::readings::Reader;
 use crate::scenarios::footprint::Footprint;
 use crate::{Lab, demo, truth, wait};
 
@@ -32,6 +33,32 @@ pub fn guests_run_free_when_radclockd_is_killed_and_reconnect_when_it_is_back(la
         ensure!(page != old_page, "{} is offered the dead daemon's grant {page}", guest.name());
     }
     Ok(())
+}
+
+/// Xen loses its pace, and nobody in Dom0 sees it: a guest that reads the TSC itself does, and claims no more than it knows. (A
+/// PV guest's TSC is Xen's system time here.)
+pub fn no_reading_is_wrong_when_a_host_is_held_up_without_a_daemon(lab: &Lab) -> Result<()> {
+    // Longer than Xen's platform timer takes to wrap around: the HPET, in 43 s.
+    const HELD_UP: Duration = Duration::from_secs(50);
+    let host = lab.boot()?;
+    host.start_radclockd()?;
+    host.await_synchronized()?;
+    let guest = host.create("pvh", Kind::Pvh)?;
+    guest.await_synchronized()?;
+    // Its line is as long as it gets.
+    wait::pass(Duration::from_secs(40))?;
+    let reader = Reader::start(&guest, &[&host])?;
+    host.run("kill -STOP $(pidof radclockd)")?;
+    host.hold_up(HELD_UP)?;
+    guest.await_state("unreadable", 60)?;
+    host.run("kill -CONT $(pidof radclockd)")?;
+    host.await_synchronized()?;
+    wait::until("the guest to be sure again", Duration::from_secs(240), || {
+        Ok(bound(&guest).is_ok_and(|bound| bound < 100_000_000).then_some(()))
+    })?;
+    let verdict = reader.stop(&guest)?.judge(guest.kind())?;
+    eprintln!("{verdict}");
+    verdict.ensure_none_wrong()
 }
 
 /// The grant reference of the page that a guest is offered.
