@@ -17,6 +17,9 @@ use crate::{probe, wait};
 const LOG: &str = "/run/readings";
 /// The log comes over the guest's console.
 const TAKE_LIMIT: Duration = Duration::from_secs(480);
+/// So much of it at once: xenconsoled drops what is not taken from it in time if it is more than a megabyte. Without padding in
+/// base64.
+const PIECE: usize = 3 << 17;
 /// Within a record the true time may bend away from a straight line by this much: 100 ppm of 10 ms.
 const BEND: i64 = 1_000;
 /// Of how many records it may remain open whether they are right: where the build machine was too busy to ask, the truth is
@@ -57,9 +60,15 @@ impl Reader {
             Ok((!alive.status.success()).then_some(()))
         })?;
         let observed = self.observer.stop()?;
-        let take = format!("gzip -c {LOG} | base64 -w 4000 && rm {LOG}");
-        let log = command::success(&take, &guest.output(&take, TAKE_LIMIT)?)?;
-        let unpack = command::reading("sh", ["-c", "base64 -d | gzip -dc"], log);
+        let run = |shell: &str| command::success(shell, &guest.output(shell, TAKE_LIMIT)?);
+        let size: usize = run(&format!("gzip -f {LOG} && wc -c < {LOG}.gz"))?.trim().parse()?;
+        let mut packed = String::new();
+        for piece in 0..size.div_ceil(PIECE) {
+            let take = format!("dd if={LOG}.gz bs={PIECE} skip={piece} count=1 2> /dev/null | base64 -w 4000");
+            packed.push_str(&run(&take)?);
+        }
+        run(&format!("rm {LOG}.gz"))?;
+        let unpack = command::reading("sh", ["-c", "base64 -d | gzip -dc"], packed);
         let log = command::output("gzip", &unpack, TAKE_LIMIT)?;
         ensure!(log.status.success(), "the log is damaged: {}", String::from_utf8_lossy(&log.stderr));
         let records = log.stdout.chunks(size_of::<Record>());
