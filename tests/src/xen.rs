@@ -1,5 +1,6 @@
 //! Hypervisors with our patch series, built from Debian's source package. `ci/build-xen` is its face.
 
+use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -138,6 +139,18 @@ impl Series {
     }
 }
 
+/// A mirror may lag behind its own index.
+#[derive(Debug)]
+pub struct NotServed {
+    version: String,
+}
+
+impl fmt::Display for NotServed {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        write!(f, "Debian's archive lists the source of Xen {}, but does not serve it now", self.version)
+    }
+}
+
 /// Debian's source package of Xen, through an apt configuration of its own: the machine's need not have sources.
 struct Source {
     apt: Vec<String>,
@@ -182,7 +195,12 @@ impl Source {
     /// archives. apt checks them against the suite's signed index either way.
     fn unpack(&self, dir: &Path) -> Result<PathBuf> {
         for part in ["--tar-only", "--diff-only"] {
-            apt_get(&self.apt, &["source", "-qq", "--only-source", part, &format!("xen={}", self.version)], dir)?;
+            let package = format!("xen={}", self.version);
+            let fetched = apt_get(&self.apt, &["source", "-qq", "--only-source", part, &package], dir);
+            fetched.map_err(|error| match error.to_string().contains("404  Not Found") {
+                true => error.context(NotServed { version: self.version.clone() }),
+                false => error,
+            })?;
         }
         let upstream = self.version.rsplit_once('-').map_or(&*self.version, |(upstream, _)| upstream);
         let tree = dir.join("source");
