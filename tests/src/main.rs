@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 use clap::{Parser, Subcommand, ValueEnum};
@@ -191,12 +191,15 @@ fn run_scenarios(names: &[String], setup: &Setup) -> Result<()> {
     let mut failed = 0;
     for scenario in &chosen {
         println!("scenario {} ...", scenario.name);
-        match attempt(scenario, &lab) {
-            Ok(()) => println!("scenario {} ... ok", scenario.name),
+        let begin = Instant::now();
+        let result = attempt(scenario, &lab);
+        let seconds = begin.elapsed().as_secs();
+        match result {
+            Ok(()) => println!("scenario {} ... ok ({seconds} s)", scenario.name),
             Err(error) => {
                 wait::check()?;
                 failed += 1;
-                println!("scenario {} ... FAILED\n{error:#}", scenario.name);
+                println!("scenario {} ... FAILED ({seconds} s)\n{error:#}", scenario.name);
             }
         }
     }
