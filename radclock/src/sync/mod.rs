@@ -8,6 +8,7 @@ mod enclosure;
 mod filter;
 mod former;
 mod rate;
+mod resolution;
 mod rise;
 
 use crate::clock::{Clock, Period, Status};
@@ -19,6 +20,7 @@ use enclosure::Enclosure;
 use filter::{Direction, Normal};
 use former::Former;
 use rate::RateBound;
+use resolution::Resolution;
 use rise::Watch;
 
 /// The algorithm's parameters, validated by [`Synchroniser::new`].
@@ -236,9 +238,9 @@ impl Synchroniser {
     }
 }
 
-/// What a server's time may be wrong by, by its own account, s.
-fn server_error(stamp: &Stamp) -> f64 {
-    stamp.root_delay.as_secs_f64().abs() / 2.0 + stamp.root_dispersion.as_secs_f64().abs()
+/// What a server's time may be wrong by, by its own account and as coarse as it is seen to be, s.
+fn server_error(stamp: &Stamp, resolution: Resolution) -> f64 {
+    stamp.root_delay.as_secs_f64().abs() / 2.0 + stamp.root_dispersion.as_secs_f64().abs().max(resolution.secs())
 }
 
 /// Everything learnt since the first stamp.
@@ -255,6 +257,7 @@ struct State {
     finder: Finder,
     rate_bound: RateBound,
     enclosure: Enclosure,
+    resolution: Resolution,
     /// Bound on the error of recent counter readings by the host, s.
     host_error: f64,
     /// How much too early a recent packet came by this clock, s, beyond what the rate's error explains.
@@ -289,6 +292,8 @@ impl State {
             period_max_error: 0,
             max_error_nanos: 0,
         };
+        let resolution = Resolution::of(stamp);
+        let error = stamp.host_error.as_secs_f64().abs() + server_error(stamp, resolution);
         Some(State {
             base,
             period: params.nominal_period,
@@ -297,7 +302,8 @@ impl State {
             watch: Watch::default(),
             finder: Finder::new(),
             rate_bound: RateBound::new(params.nominal_skew),
-            enclosure: Enclosure::of([rtt / 2.0; 2], stamp.host_error.as_secs_f64().abs() + server_error(stamp)),
+            enclosure: Enclosure::of([rtt / 2.0; 2], error),
+            resolution,
             host_error: stamp.host_error.as_secs_f64(),
             surprise: 0.0,
             slack: 0.0,
@@ -361,7 +367,8 @@ impl State {
         let slack = (self.watch.slack() - 2.0 * self.spread()).max(0.0);
         self.enclosure.widen((slack - self.slack).max(0.0));
         self.slack = slack;
-        self.enclosure.refine(Enclosure::of(measured, self.spread() + self.host_error + server_error(stamp)));
+        self.resolution.see(stamp);
+        self.enclosure.refine(Enclosure::of(measured, self.spread() + self.stamps_error(stamp)));
 
         self.stamps += 1;
         self.confirmed += self.silence;
@@ -474,7 +481,7 @@ impl State {
         }
         // Unlike a rise that is not known, this ends with the next quick packet, and the enclosure holds again.
         let unseen = self.watch.unseen(self.rate_bound.get(), self.spread());
-        let bound = unseen + self.enclosure.worst() + self.spread() + self.host_error + server_error(stamp);
+        let bound = unseen + self.enclosure.worst() + self.spread() + self.stamps_error(stamp);
         let rate = self.base.period.units(self.rate_bound.get() * self.period);
         // Rust makes zero of not-a-number: the one bound that never may be claimed.
         self.clock = (bound + rate).is_finite().then_some(Clock {
@@ -482,6 +489,11 @@ impl State {
             period_max_error: rate.ceil() as u64,
             ..self.base
         });
+    }
+
+    /// What host and server may be wrong by in this stamp, s.
+    fn stamps_error(&self, stamp: &Stamp) -> f64 {
+        self.host_error + server_error(stamp, self.resolution)
     }
 
     /// How little the stamps so far have told of what half is told by so many, from 1 to 0.
