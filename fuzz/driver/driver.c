@@ -9,7 +9,7 @@
 
 #define NODE_LENGTH 64
 
-unsigned int kernel_lines, kernel_cpu;
+unsigned int kernel_cpu;
 u64 kernel_tsc, kernel_raw_ns;
 unsigned long jiffies;
 struct platform_device kernel_platform_device;
@@ -212,7 +212,7 @@ void cpu_relax(void)
 
 void fuzz_start(void)
 {
-	kernel_lines = kernel_cpu = 0;
+	kernel_cpu = 0;
 	kernel_tsc = 1000000;
 	kernel_raw_ns = jiffies = 0;
 	memset(exists, 0, sizeof(exists));

@@ -17,14 +17,16 @@
 /* From one instant of the line to the other, ns: in the end, and at first. */
 #define RADCLOCK_LINE_SPAN		16000000000LL
 #define RADCLOCK_LINE_FIRST_SPAN	1000000000LL
+/* An instant that system time did not leave the line within so long after, ns. */
+#define RADCLOCK_LINE_PROVED		2000000000LL
 /* A line that was not looked at for so long is of the past, ns. */
 #define RADCLOCK_LINE_REACH		256000000000LL
 /* How far off is usual until it has been seen, and what never matters, ns. */
 #define RADCLOCK_LINE_USUAL		100000
 #define RADCLOCK_LINE_SMALL		5000
 /*
- * A difference that stays for so long under a clock that is synchronised is in
- * the backend's parameters, ns.
+ * A difference that stays is in the backend's parameters if their reference is
+ * so much later than its beginning, ns.
  */
 #define RADCLOCK_LINE_ABSORBED		60000000000LL
 /* No difference is larger, ns: no clock is composed with such a bound. */
@@ -34,12 +36,22 @@
 struct radclock_line {
 	bool begun;
 	bool is_off;
-	/* The instants that it goes through, the newer one last; the same one at first. */
-	uint64_t tsc[2];
-	uint64_t system_time[2];
-	/* The furthest that it was off usually, up to the newer instant and since, ns. */
-	uint64_t usual[2];
-	uint64_t off_since;	/* system time */
+	bool has_next;
+	/*
+	 * The instants that it goes through, the newer one second; the same one at first.
+	 * Then the next one, until it is proved: it may be that of a departure.
+	 */
+	uint64_t tsc[3];
+	uint64_t system_time[3];
+	/*
+	 * The furthest that it was off usually, ns: in the two stretches before the newer
+	 * instant, and from there to the next. The last is not usual yet: of what departs
+	 * slowly, each look would make the next one usual.
+	 */
+	uint64_t usual[3];
+	/* How far off it is, ns, and since when it is no farther, in system time. */
+	uint64_t off;
+	uint64_t off_since;
 };
 
 static inline void radclock_line_begin(struct radclock_line *line, uint64_t tsc,
@@ -49,7 +61,7 @@ static inline void radclock_line_begin(struct radclock_line *line, uint64_t tsc,
 		.begun = true,
 		.tsc = { tsc, tsc },
 		.system_time = { system_time, system_time },
-		.usual = { RADCLOCK_LINE_USUAL, 0 },
+		.usual = { 0, RADCLOCK_LINE_USUAL, 0 },
 	};
 }
 
@@ -61,35 +73,32 @@ static inline bool radclock_line_known(const struct radclock_line *line)
 	return line->tsc[1] - line->tsc[0] > nanos >> 8;
 }
 
-/* How far @system_time is from where the line is at @tsc, ns. */
-static inline uint64_t radclock_line_distance(const struct radclock_line *line, uint64_t tsc,
-					      uint64_t system_time)
+/* From the line's newer instant to @tsc by the line, ns; at most 2^62 either way. */
+static inline int64_t radclock_line_elapsed(const struct radclock_line *line, uint64_t tsc)
 {
 	const int64_t counts = (int64_t)(tsc - line->tsc[1]);
 	const uint64_t ahead = counts < 0 ? -(uint64_t)counts : (uint64_t)counts;
-	radclock_s128 off = (int64_t)(system_time - line->system_time[1]);
-	uint64_t nanos;
+	int64_t nanos;
 
 	/* Years: what follows has 8 bits more. */
 	if (ahead >> 54)
-		return RADCLOCK_LINE_OFF_MAX;
-	nanos = mul_u64_u64_div_u64(ahead, line->system_time[1] - line->system_time[0],
-				    line->tsc[1] - line->tsc[0]);
-	off += counts < 0 ? (radclock_s128)nanos : -(radclock_s128)nanos;
-	off = off < 0 ? -off : off;
-	return off > RADCLOCK_LINE_OFF_MAX ? RADCLOCK_LINE_OFF_MAX : (uint64_t)off;
+		return counts < 0 ? -(1LL << 62) : 1LL << 62;
+	nanos = (int64_t)mul_u64_u64_div_u64(ahead, line->system_time[1] - line->system_time[0],
+					     line->tsc[1] - line->tsc[0]);
+	return counts < 0 ? -nanos : nanos;
 }
 
 /*
- * Takes the next look, @system_time at @tsc, under a clock that is @synchronized
- * or not. What a bound has to have on top for the difference, ns.
+ * Takes the next look, @system_time at @tsc, under parameters whose reference is
+ * @heard, in system time. What a bound has to have on top for the difference, ns.
  */
 static inline uint64_t radclock_line_look(struct radclock_line *line, uint64_t tsc,
-					  uint64_t system_time, bool synchronized)
+					  uint64_t system_time, uint64_t heard)
 {
 	const int64_t span = (int64_t)(line->system_time[1] - line->system_time[0]);
-	const int64_t elapsed = (int64_t)(system_time - line->system_time[1]);
+	int64_t elapsed = (int64_t)(system_time - line->system_time[1]);
 	uint64_t usual, known, off;
+	radclock_s128 ahead;
 
 	if (!line->begun || (!span && elapsed < 0)) {
 		radclock_line_begin(line, tsc, system_time);
@@ -104,12 +113,18 @@ static inline uint64_t radclock_line_look(struct radclock_line *line, uint64_t t
 			radclock_line_begin(line, tsc, system_time);
 		return 0;
 	}
+
+	/* By the TSC: it is system time that may be wrong. */
+	ahead = elapsed;
+	elapsed = radclock_line_elapsed(line, tsc);
 	if (!line->is_off && elapsed > RADCLOCK_LINE_REACH) {
 		radclock_line_begin(line, tsc, system_time);
 		return 0;
 	}
+	ahead -= elapsed;
+	ahead = ahead < 0 ? -ahead : ahead;
+	off = ahead > RADCLOCK_LINE_OFF_MAX ? RADCLOCK_LINE_OFF_MAX : (uint64_t)ahead;
 
-	off = radclock_line_distance(line, tsc, system_time);
 	/* Beyond its own length a line is known less well. */
 	usual = line->usual[0] > line->usual[1] ? line->usual[0] : line->usual[1];
 	known = usual;
@@ -117,28 +132,40 @@ static inline uint64_t radclock_line_look(struct radclock_line *line, uint64_t t
 		known = mul_u64_u64_div_u64(usual, (uint64_t)elapsed, (uint64_t)span);
 
 	if (off > 2 * (line->is_off ? usual : known) + RADCLOCK_LINE_SMALL) {
-		if (!line->is_off || !synchronized)
+		if (!line->is_off || off > line->off + 2 * known + RADCLOCK_LINE_SMALL) {
+			line->off = off;
 			line->off_since = system_time;
+		}
 		line->is_off = true;
-		if ((int64_t)(system_time - line->off_since) < RADCLOCK_LINE_ABSORBED)
-			return off + known;
+		line->has_next = false;
+		/* Its newer instant may have been off by as much as is no difference. */
+		if ((int64_t)(heard - line->off_since) < RADCLOCK_LINE_ABSORBED)
+			return off + 2 * (usual + known) + RADCLOCK_LINE_SMALL;
 		radclock_line_begin(line, tsc, system_time);
 		return 0;
 	}
 	line->is_off = false;
-	/* Never so much that the next line could have another slope altogether. */
+	/* Of a young line not much is usual; never so much that the next has another slope. */
 	usual = off < (uint64_t)span >> 6 ? off : (uint64_t)span >> 6;
-	if (usual > line->usual[1])
-		line->usual[1] = usual;
-	if (elapsed >= span || elapsed >= RADCLOCK_LINE_SPAN) {
+	if (!line->has_next && span >= RADCLOCK_LINE_SPAN && usual > line->usual[2])
+		line->usual[2] = usual;
+	if (!line->has_next && (elapsed >= span || elapsed >= RADCLOCK_LINE_SPAN)) {
+		line->has_next = true;
+		line->tsc[2] = tsc;
+		line->system_time[2] = system_time;
+	}
+	if (line->has_next &&
+	    (int64_t)(system_time - line->system_time[2]) >= RADCLOCK_LINE_PROVED) {
 		if (span >= RADCLOCK_LINE_SPAN) {
 			line->tsc[0] = line->tsc[1];
 			line->system_time[0] = line->system_time[1];
 			line->usual[0] = line->usual[1];
-			line->usual[1] = 0;
+			line->usual[1] = line->usual[2];
+			line->usual[2] = 0;
 		}
-		line->tsc[1] = tsc;
-		line->system_time[1] = system_time;
+		line->has_next = false;
+		line->tsc[1] = line->tsc[2];
+		line->system_time[1] = line->system_time[2];
 		if (!radclock_line_known(line))
 			radclock_line_begin(line, tsc, system_time);
 	}
@@ -147,8 +174,7 @@ static inline uint64_t radclock_line_look(struct radclock_line *line, uint64_t t
 
 /*
  * How fast a clock that runs by @info leaves the line, relative, 2^-64; all ones
- * if that is a sixteenth and more: no bound grows so fast. Only for one that is
- * off it, which has a line.
+ * if that is a sixteenth and more: no bound grows so fast. 0 without a line.
  */
 static inline uint64_t radclock_line_departure(const struct radclock_line *line,
 					       const struct radclock_time_info *info)
@@ -158,6 +184,8 @@ static inline uint64_t radclock_line_departure(const struct radclock_line *line,
 				 radclock_system_time(info, line->tsc[0]);
 	const uint64_t off = counted > usual ? counted - usual : usual - counted;
 
+	if (!usual)
+		return 0;
 	if (off >= counted >> 4)
 		return ~0ULL;
 	return mul_u64_u64_div_u64(off, 1ULL << 63, counted) << 1;

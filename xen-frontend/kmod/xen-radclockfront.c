@@ -150,6 +150,7 @@ struct radclock {
 	u32 port;
 	int irq;
 	bool event;		/* set by the handler: an EOI is due */
+	unsigned long served;	/* jiffies at the last EOI */
 
 	/* The last good copy of the wire page; outlives the connection. */
 	struct radclock_page wire;
@@ -405,14 +406,14 @@ static void radclock_init_page(struct radclock_page *page)
 
 /*
  * Publishes @clock with what else stands in the wire page; or, without a clock,
- * only @status: nothing that could be taken for parameters stays in the page.
+ * only @status and warnings: nothing that could be taken for parameters stays in
+ * the page.
  */
 static void radclock_publish(struct radclock *rc, u8 status, const struct radclock_params *clock,
 			     u64 valid_nanos)
 {
 	static const struct radclock_params none;
-	const u64 taken = RADCLOCK_FLAG_DISRUPTION_SOON | RADCLOCK_FLAG_DISRUPTION_IMMINENT |
-			  RADCLOCK_FLAG_TAI_OFFSET_VALID;
+	const u64 warnings = RADCLOCK_FLAG_DISRUPTION_SOON | RADCLOCK_FLAG_DISRUPTION_IMMINENT;
 	struct radclock_vmclock *abi = &rc->page->abi;
 	struct radclock_extension *ext = &rc->page->ext;
 	const struct radclock_page *wire = &rc->wire;
@@ -424,10 +425,11 @@ static void radclock_publish(struct radclock *rc, u8 status, const struct radclo
 
 	abi->disruption_marker = rc->disruption_marker;
 	abi->clock_status = status;
-	abi->flags = 0;
+	abi->flags = rc->have_wire ? wire->abi.flags & warnings : 0;
 	if (clock)
-		abi->flags = (wire->abi.flags & taken) | RADCLOCK_FLAG_PERIOD_MAXERROR_VALID |
-			     RADCLOCK_FLAG_TIME_MAXERROR_VALID;
+		abi->flags |= (wire->abi.flags & RADCLOCK_FLAG_TAI_OFFSET_VALID) |
+			      RADCLOCK_FLAG_PERIOD_MAXERROR_VALID |
+			      RADCLOCK_FLAG_TIME_MAXERROR_VALID;
 	else
 		clock = &none;
 	abi->leap_second_smearing_hint = wire->abi.leap_second_smearing_hint;
@@ -518,7 +520,7 @@ static bool radclock_same_counter(const struct radclock_page *old, const struct 
 	       !memcmp(old->ext.host_id, new->ext.host_id, sizeof(old->ext.host_id));
 }
 
-/* Takes over what the backend has written. True if it has written anything. */
+/* Takes over what the backend has written. True if that is another page. */
 static bool radclock_refresh_wire(struct radclock *rc)
 {
 	const struct radclock_page *new = &rc->scratch;
@@ -563,7 +565,7 @@ static bool radclock_refresh_wire(struct radclock *rc)
 		/* What that one announced, nobody would take back. */
 		rc->wire.abi.flags &= ~(RADCLOCK_FLAG_DISRUPTION_SOON |
 					RADCLOCK_FLAG_DISRUPTION_IMMINENT);
-		return true;
+		return false;
 	}
 	rc->wire = *new;
 	rc->have_wire = true;
@@ -615,9 +617,8 @@ static u64 radclock_update(struct radclock *rc)
 		status = RADCLOCK_STATUS_FREERUNNING;
 
 	radclock_observe(rc, &now);
-	off = radclock_line_look(&rc->line, now.tsc, now.system_time,
-				 status == RADCLOCK_STATUS_SYNCHRONIZED);
-	departure = off ? radclock_line_departure(&rc->line, &now.info) : 0;
+	off = radclock_line_look(&rc->line, now.tsc, now.system_time, params.counter_value);
+	departure = radclock_line_departure(&rc->line, &now.info);
 	if (departure == ~0ULL) {
 		if (rc->published)
 			pr_warn_ratelimited("Xen's system time has lost its pace: unreliable\n");
@@ -636,7 +637,7 @@ static u64 radclock_update(struct radclock *rc)
 	rc->published = true;
 	rc->info = now.info;
 	rc->tsc = now.tsc;
-	return radclock_interval(added.rate);
+	return radclock_interval(off ? added.rate : rc->wander);
 }
 
 /*
@@ -778,7 +779,7 @@ static void radclock_connect(struct radclock *rc, const char *dir)
 	xdev->state = XenbusStateInitialising;
 	xenbus_switch_state(xdev, XenbusStateConnected);
 	radclock_reached(rc, RADCLOCK_CONNECTED);
-	dev_info(&xdev->dev, "connected to domain %d\n", xdev->otherend_id);
+	dev_info_ratelimited(&xdev->dev, "connected to domain %d\n", xdev->otherend_id);
 queue:
 	/* What the backend wrote before the port was bound came without an event. */
 	mod_delayed_work(system_freezable_wq, &rc->work, 0);
@@ -801,7 +802,7 @@ static void radclock_backend_changed(struct xenbus_device *xdev, enum xenbus_sta
 	} else if (state == XenbusStateUnknown || state == XenbusStateClosing ||
 		   state == XenbusStateClosed) {
 		if (rc->mapping) {
-			dev_info(&xdev->dev, "the backend closes\n");
+			dev_info_ratelimited(&xdev->dev, "the backend closes\n");
 			radclock_disconnect(rc);
 		}
 		if (rc->have_wire)
@@ -961,7 +962,8 @@ static void radclock_requeue(struct radclock *rc, u64 interval)
 	if (cpu >= nr_cpu_ids)
 		cpu = cpumask_first(cpu_online_mask);
 	/* Not mod_delayed_work(): an event that came meanwhile goes first. */
-	queue_delayed_work_on(cpu, system_freezable_wq, &rc->work, nsecs_to_jiffies(interval));
+	queue_delayed_work_on(cpu, system_freezable_wq, &rc->work,
+			      max(1UL, nsecs_to_jiffies(interval)));
 	cpus_read_unlock();
 }
 
@@ -981,8 +983,12 @@ static void radclock_work(struct work_struct *work)
 	if (rc->mapping)
 		changed = radclock_refresh_wire(rc);
 	interval = radclock_update(rc);
-	if (rc->irq && xchg(&rc->event, false))
+	/* Linux slows down what is called spurious: also updates without a pause. */
+	if (rc->irq && xchg(&rc->event, false)) {
+		changed &= rc->served != jiffies;
+		rc->served = jiffies;
 		xen_irq_lateeoi(rc->irq, changed ? 0 : XEN_EOI_FLAG_SPURIOUS);
+	}
 	mutex_unlock(&rc->lock);
 
 	radclock_requeue(rc, interval);
@@ -1250,12 +1256,9 @@ static int __init radclock_init(void)
 		err = PTR_ERR(rc->pdev);
 		goto unregister_platform_driver;
 	}
-	err = misc_register(&radclock_misc);
-	if (err)
-		goto unregister_pdev;
 	err = register_xenbus_watch(&radclock_watch);
 	if (err)
-		goto deregister_misc;
+		goto unregister_pdev;
 	/*
 	 * Without an owner: XenBus would hold the module for as long as there is a
 	 * device, and it could not be unloaded. Unregistering waits for callbacks.
@@ -1263,12 +1266,16 @@ static int __init radclock_init(void)
 	err = __xenbus_register_frontend(&radclock_driver, NULL, KBUILD_MODNAME);
 	if (err)
 		goto unregister_watch;
+	/* Last: a process that has it open keeps nothing of a module that fails to load. */
+	err = misc_register(&radclock_misc);
+	if (err)
+		goto leave_xenbus;
 	return 0;
 
+leave_xenbus:
+	xenbus_unregister_driver(&radclock_driver);
 unregister_watch:
 	unregister_xenbus_watch(&radclock_watch);
-deregister_misc:
-	misc_deregister(&radclock_misc);
 unregister_pdev:
 	platform_device_unregister(rc->pdev);
 unregister_platform_driver:

@@ -31,9 +31,9 @@ uint64_t check_valid_left(uint64_t valid_nanos, uint64_t wire_counter,
 }
 
 uint64_t check_line_look(struct radclock_line *line, uint64_t tsc, uint64_t system_time,
-			 bool synchronized)
+			 uint64_t heard)
 {
-	return radclock_line_look(line, tsc, system_time, synchronized);
+	return radclock_line_look(line, tsc, system_time, heard);
 }
 
 uint64_t check_line_departure(const struct radclock_line *line,
