@@ -103,6 +103,10 @@ impl core::fmt::Display for Status {
     }
 }
 
+/// How much more the rate of a clock that runs free may be wrong, relative: what ten degrees do to a crystal.
+#[cfg(feature = "std")]
+pub const FREE_RATE: f64 = 1e-6;
+
 /// The parameters of one clock over one counter.
 ///
 /// At counter value `counter` the time is `time`, wrong by at most `max_error`; from there it advances by
@@ -143,6 +147,22 @@ impl Clock {
         match self.time.checked_add(self.period.span(counter.since(self.counter))) {
             Some(time) if bound <= i128::MAX as u128 => Some((time, Span::from_frac(bound as i128))),
             _ => None,
+        }
+    }
+
+    /// The same clock when nothing has confirmed it for so long after its reference, ns: from then on its rate may be wrong by
+    /// [`FREE_RATE`] more, since temperature takes an oscillator where it has never been.
+    #[cfg(feature = "std")]
+    pub(crate) fn free_running(&self, nanos: u64) -> Clock {
+        let counter = self.counter.offset((nanos as f64 * 1e-9 / self.period.as_secs_f64()) as i64);
+        Clock {
+            counter,
+            time: self.time_at(counter),
+            max_error_nanos: self.max_error_at(counter).ceil_nanos().unsigned_abs(),
+            period_max_error: self
+                .period_max_error
+                .saturating_add(self.period.units(FREE_RATE * self.period.as_secs_f64()) as u64),
+            ..*self
         }
     }
 

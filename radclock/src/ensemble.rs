@@ -200,7 +200,7 @@ impl Ensemble {
 
     /// What a server's own clock says at a counter reading.
     pub fn time_by(&self, server: usize, counter: Counter) -> Option<(Timestamp, Span)> {
-        self.servers[server].sync.clock()?.reading_at(counter)
+        self.servers[server].sync.clock_at(counter)?.reading_at(counter)
     }
 
     /// The server with the largest share in the clock.
@@ -221,8 +221,8 @@ impl Ensemble {
                 Some(_) if is_silent => Standing::Silent,
                 Some(_) => Standing::Truechimer,
             };
-            self.clock = only.sync.clock();
-            self.valid_nanos = only.sync.valid_nanos();
+            self.clock = only.sync.clock_at(now);
+            self.valid_nanos = if is_silent { 0 } else { only.sync.valid_nanos() };
             let offset = self.clock.map(|clock| (0.0, clock.max_error_at(now).as_secs_f64()));
             only.opinion = Opinion { standing, weight: 1.0, offset };
             return;
@@ -231,6 +231,10 @@ impl Ensemble {
         let fresh: Vec<View> = views.iter().copied().filter(|view| view.is_fresh).collect();
         if fresh.is_empty() {
             // Nobody says anything new: the clock goes on by itself.
+            if self.status(now) == Status::Freerunning && self.valid_nanos > 0 {
+                self.clock = self.clock.map(|clock| clock.free_running(self.valid_nanos));
+                self.valid_nanos = 0;
+            }
             self.judge(&views, now, |_| Standing::Silent, None);
             return;
         }
@@ -249,7 +253,7 @@ impl Ensemble {
 
     fn views(&self, now: Counter) -> Vec<View> {
         let view = |(server, Server { sync, .. }): (usize, &Server)| {
-            let clock = sync.claim()?;
+            let clock = sync.claim_at(now)?;
             let (time, error) = clock.reading_at(now)?;
             Some(View {
                 server,

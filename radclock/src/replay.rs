@@ -1,7 +1,7 @@
 //! Replaying a trace: the lines of a stamp file in, what a reader of the clock would have got out. Text only; files
 //! are the caller's business.
 
-use crate::clock::Clock;
+use crate::clock::{Clock, Status};
 use crate::ensemble::Ensemble;
 use crate::stamp::{Stamp, StampError};
 use crate::sync::Synchroniser;
@@ -30,7 +30,7 @@ where
 {
     stamps(lines).map(move |stamp| {
         let stamp = stamp?;
-        let line = answer(sync.clock(), stamp.ta);
+        let line = answer(sync.clock_at(stamp.ta), stamp.ta);
         sync.process(&stamp);
         Ok(line)
     })
@@ -52,6 +52,9 @@ pub fn replay_several(traces: &[Vec<Stamp>], mut ensemble: Ensemble) -> impl Ite
     let first = merged.first().map_or(Counter(0), |(_, stamp)| stamp.tf);
     merged.sort_by_key(|(_, stamp)| stamp.tf.since(first));
     merged.into_iter().map(move |(server, stamp)| {
+        if ensemble.status(stamp.ta) == Status::Freerunning {
+            ensemble.update(stamp.ta);
+        }
         let line = answer(ensemble.clock(), stamp.ta);
         ensemble.process(server, &stamp);
         line

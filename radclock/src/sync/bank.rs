@@ -170,6 +170,13 @@ impl Bank {
         }
     }
 
+    /// See [`Filter::loosen`].
+    pub(super) fn loosen(&mut self, theta: f64, rate: f64) {
+        for member in &mut self.members {
+            member.filter.loosen(theta, rate);
+        }
+    }
+
     /// The clock was corrected by so much time (s) and rate.
     pub(super) fn rebase(&mut self, theta: f64, rate: f64) {
         for member in &mut self.members {

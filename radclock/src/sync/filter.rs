@@ -246,6 +246,12 @@ impl Filter {
         }
     }
 
+    /// The clock and its rate may be off by so much more (s; relative) than was thought.
+    pub(super) fn loosen(&mut self, theta: f64, rate: f64) {
+        self.cov[THETA][THETA] += theta * theta;
+        self.cov[RATE][RATE] += rate * rate;
+    }
+
     /// The clock was corrected by so much time (s) and rate.
     pub(super) fn rebase(&mut self, theta: f64, rate: f64) {
         self.mean[THETA] -= theta;

@@ -4,6 +4,7 @@
 mod bank;
 mod cycle;
 mod delay;
+mod dispute;
 mod enclosure;
 mod filter;
 mod former;
@@ -16,6 +17,7 @@ use crate::stamp::Stamp;
 use crate::time::{Counter, Span};
 use bank::Bank;
 use cycle::Finder;
+use dispute::{Cause, Dispute, Shown};
 use enclosure::Enclosure;
 use filter::{Direction, Normal};
 use former::Former;
@@ -113,15 +115,16 @@ const WARMUP_STAMPS: u64 = 3;
 /// seconds; anything more sudden is the server's.
 const RATE_JUMP: f64 = 5e-6;
 const RATE_JUMP_SECS: f64 = 300e-6;
-/// But after a contradiction a queue may make the same lie look like that: one so unlikely long (natural logarithm), or as long
-/// as packets have contradicted the clock.
-const HELD_UP: f64 = -3.0;
+/// After a silence it may have changed by this in all of it, relative, and that is believed as well, but doubted for an hour.
+const CHANGED_RATE: f64 = 1e-6;
 /// A round trip shorter, or a stamp earlier, by so little is no contradiction, s.
 const TOLERANCE: f64 = 2e-6;
 /// A server that goes on contradicting the clock is believed in the end: after so many stamps…
 const DISTRUST_STAMPS: u32 = 8;
 /// …and as long as it had confirmed the clock before, at most so many seconds.
 const DISTRUST_SECS: f64 = 86400.0;
+/// …and in this part of that time it is doubted already.
+const DOUBTED_PART: f64 = 4.0;
 /// A clock is young until it was confirmed for so many seconds without a contradiction. Before that it cannot tell a server
 /// that lies from a counter that is set right now and then, as long as they contradict each other by less than so many
 /// seconds: its bound covers both. And one that replaced a clock that was given up covers that one, too.
@@ -215,6 +218,20 @@ impl Synchroniser {
         Some(self.former.map_or(clock, |former| former.covered_by(clock)))
     }
 
+    /// The same at a counter reading: its bound grows faster once it is free-running.
+    pub fn clock_at(&self, now: Counter) -> Option<Clock> {
+        self.clock().map(|clock| self.free_running(clock, now))
+    }
+
+    /// [`Synchroniser::claim`], likewise.
+    pub fn claim_at(&self, now: Counter) -> Option<Clock> {
+        self.claim().map(|clock| self.free_running(clock, now))
+    }
+
+    fn free_running(&self, clock: Clock, now: Counter) -> Clock {
+        if self.status(now) == Status::Freerunning { clock.free_running(self.valid_nanos()) } else { clock }
+    }
+
     /// What the server says now: the clock without the doubt that another was given up for it less than an hour ago.
     pub fn claim(&self) -> Option<Clock> {
         self.state.as_ref().and_then(|state| state.clock)
@@ -274,9 +291,9 @@ struct State {
     /// Seconds since the last accepted stamp, and stamps refused since.
     silence: f64,
     refused: u32,
-    /// How much too early (s) the refused ones came in each direction at most: so much, or more, the server is wrong. If it still
-    /// is, packets are as much too late in the other direction.
-    lie: [f64; 2],
+    dispute: Dispute,
+    /// The smallest round trip of any stamp, s.
+    shortest: f64,
     /// The poll period, s.
     poll: f64,
 }
@@ -313,7 +330,8 @@ impl State {
             youth: YOUNG_SECS,
             silence: 0.0,
             refused: 0,
-            lie: [0.0; 2],
+            dispute: Dispute::default(),
+            shortest: rtt,
             poll: POLL_SECS.0,
         })
     }
@@ -333,11 +351,13 @@ impl State {
             stamp.tb.since(self.base.time_at(stamp.ta)).as_secs_f64(),
             self.base.time_at(stamp.tf).since(stamp.te).as_secs_f64(),
         ];
-        if !self.is_sane(measured, noise, report) {
+        if !self.is_sane(measured, noise, since, report) {
             self.refused += 1;
-            self.doubt(measured, noise);
+            self.doubt(measured, noise, since);
             return Verdict::Insane;
         }
+        self.dispute.settle();
+        self.shortest = self.shortest.min(measured[0] + measured[1]);
 
         let predicted =
             Direction::BOTH.map(|direction| self.bank.excess(direction, measured[direction as usize], noise));
@@ -394,58 +414,113 @@ impl State {
 
     /// Whether the stamp may be followed.
     ///
-    /// A packet that came earlier than it can either took a shorter path, and then the round trip fell as well: a level
-    /// shift downward, made known to the filters here. Or the server's clock and this one contradict each other.
-    fn is_sane(&mut self, measured: [f64; 2], noise: f64, report: &mut SyncReport) -> bool {
+    /// A packet that came earlier than it can either took a shorter path, and then the round trip fell by as much: a level
+    /// shift downward, made known to the filters here. Or the server's clock and this one contradict each other, and then it is
+    /// the server's, unless several stamps together tell otherwise.
+    fn is_sane(&mut self, measured: [f64; 2], noise: f64, since: f64, report: &mut SyncReport) -> bool {
         let elapsed = self.silence.abs();
         let tolerance = self.host_error + TOLERANCE;
         let excess = Direction::BOTH.map(|direction| self.bank.excess(direction, measured[direction as usize], noise));
-        let log_tail = |direction| self.bank.tail(direction, excess[direction as usize].mean).ln();
-        let is_held_up = Direction::BOTH.into_iter().any(|direction| log_tail(direction) < HELD_UP);
-        let is_like_the_lie = (0..2).any(|d| self.lie[d] > 0.0 && excess[1 - d].mean >= self.lie[d]);
-        let drift = if self.refused > 0 && (is_held_up || is_like_the_lie) {
-            0.0
-        } else {
-            self.rate_bound.get() * elapsed + (RATE_JUMP * elapsed).min(RATE_JUMP_SECS)
-        };
-        let early = excess.map(|excess| excess.mean < -(SANE_SIGMAS * excess.sigma() + drift + tolerance));
-        if early == [false, false] {
-            self.lie = [0.0; 2];
+        let sigmas = SANE_SIGMAS * excess[0].sigma().max(excess[1].sigma());
+        self.dispute.tick();
+        let usual = self.rate_bound.get() * elapsed + (RATE_JUMP * elapsed).min(RATE_JUMP_SECS) + self.dispute.noise();
+        let is_early = |drift: f64| excess.map(|excess| excess.mean < -(sigmas + drift + tolerance));
+        let early = is_early(usual);
+        let shown = Shown { secs: elapsed, low: -excess[1].mean, high: excess[0].mean };
+        let blur = SANE_SIGMAS * self.bank.noise() + tolerance;
+        let is_claimed = self.dispute.explains(&shown, blur, self.rate_bound.get());
+        let off = (-excess[0].mean).max(-excess[1].mean);
+        if early == [false, false] && !is_claimed {
+            if elapsed > VALID_POLLS * self.poll && off > sigmas + tolerance {
+                self.believe(off);
+            }
             return true;
         }
-        let fell = excess[0].mean + excess[1].mean < -(SANE_SIGMAS * self.bank.round_trip().sigma() + 2.0 * tolerance);
+        let unsure = if self.dispute.is_step() { blur } else { blur + sigmas };
+        if is_claimed && shown.allows_nothing(unsure) {
+            return !self.dispute.sets_aside();
+        }
+        if !is_claimed && self.has_fallen(excess, early, sigmas, tolerance) {
+            report.shifts_down += 1;
+            return true;
+        }
+        if !is_claimed && is_early(usual.max(CHANGED_RATE * elapsed)) == [false, false] {
+            self.leap(off, off / elapsed);
+            return true;
+        }
+        match self.dispute.refuse(shown, since, blur, self.rate_bound.get(), sigmas + usual + tolerance) {
+            Cause::Unknown => false,
+            Cause::Drift(rate) => {
+                self.leap(off, rate);
+                true
+            }
+            Cause::Noise(noise) => {
+                self.bank.loosen(noise, 0.0);
+                self.surprise = self.surprise.max(noise);
+                true
+            }
+        }
+    }
+
+    /// Whether a packet came early because its path has become shorter. That explains no more than the round trip fell by.
+    fn has_fallen(&mut self, excess: [Normal; 2], early: [bool; 2], sigmas: f64, tolerance: f64) -> bool {
+        let fell = -(excess[0].mean + excess[1].mean);
+        let slack = SANE_SIGMAS * self.bank.round_trip().sigma() + 2.0 * tolerance;
         let mut moved = [0.0; 2];
         let mut sigma = [0.0; 2];
         for direction in Direction::BOTH {
             let d = direction as usize;
             if early[d] {
+                let is_explained = fell > slack && -excess[d].mean <= fell + sigmas + tolerance;
+                if !is_explained || self.bank.smallest(direction) + excess[d].mean <= 0.0 {
+                    return false;
+                }
                 // The stamp's own delay above the new smallest is as long as they mostly are.
                 let above = self.bank.median(direction).min(-excess[d].mean);
                 moved[d] = excess[d].mean - above;
                 sigma[d] = 2.0 * above;
-                if !fell || self.bank.smallest(direction) + excess[d].mean <= 0.0 {
-                    self.lie[d] = self.lie[d].max(-excess[d].mean);
-                    return false;
-                }
             }
         }
-        report.shifts_down += 1;
         self.bank.shift(moved, sigma);
         self.enclosure.widen(self.spread());
         true
     }
 
-    /// While the clock is young, a stamp that is refused makes its bound cover what the stamp says, now and for some time.
-    fn doubt(&mut self, measured: [f64; 2], noise: f64) {
+    /// The clock was off by so much (s), since its rate has changed by so much.
+    fn leap(&mut self, off: f64, rate: f64) {
+        self.bank.loosen(off, rate);
+        self.believe(off);
+    }
+
+    /// The clock is off by so much (s), says the server, and is believed. But what it said before may have been right: the bound
+    /// covers that, too, and the clock is young again.
+    fn believe(&mut self, off: f64) {
+        self.enclosure.widen(off.abs());
+        self.surprise = self.surprise.max(off.abs() / SURPRISE_MARGIN);
+        self.youth = YOUNG_SECS;
+        self.confirmed = 0.0;
+    }
+
+    /// A stamp that is refused makes the bound cover what the server says, as long as nobody knows who is right: while the clock
+    /// is young, now and for some time; if an oscillator can have gone so far; and once the server has contradicted the clock for
+    /// a while, measured by how long it had confirmed it.
+    fn doubt(&mut self, measured: [f64; 2], noise: f64, since: f64) {
         let excess =
             Direction::BOTH.map(|direction| self.bank.excess(direction, measured[direction as usize], noise).mean);
         let (early, late) = (-excess[0].min(excess[1]), excess[0].max(excess[1]));
-        if !self.is_young() || early > SET_RIGHT_SECS {
-            return;
+        let mut off = self.dispute.doubt();
+        if off > 0.0 {
+            off += RATE_JUMP * since.abs();
         }
-        self.youth = YOUNG_SECS;
-        self.surprise = self.surprise.max(early);
-        let told = ((late.max(early) + self.spread()) * 1e9).ceil() as u64;
+        if self.is_young() && early <= SET_RIGHT_SECS {
+            self.youth = YOUNG_SECS;
+            self.surprise = self.surprise.max(early);
+            off = off.max(late.max(early));
+        }
+        if self.silence * DOUBTED_PART > self.confirmed.min(DISTRUST_SECS) {
+            off = off.max(late.max(early));
+        }
+        let told = if off > 0.0 { ((off + self.spread()) * 1e9).ceil() as u64 } else { 0 };
         if let Some(clock) = &mut self.clock {
             clock.max_error_nanos = clock.max_error_nanos.max(told);
         }
@@ -481,7 +556,9 @@ impl State {
         }
         // Unlike a rise that is not known, this ends with the next quick packet, and the enclosure holds again.
         let unseen = self.watch.unseen(self.rate_bound.get(), self.spread());
-        let bound = unseen + self.enclosure.worst() + self.spread() + self.stamps_error(stamp);
+        // Half of the round trip is never seen, however well the stamps agree.
+        let enclosed = self.enclosure.worst().max(self.shortest / 2.0);
+        let bound = unseen + enclosed + self.spread() + self.stamps_error(stamp);
         let rate = self.base.period.units(self.rate_bound.get() * self.period);
         // Rust makes zero of not-a-number: the one bound that never may be claimed.
         self.clock = (bound + rate).is_finite().then_some(Clock {

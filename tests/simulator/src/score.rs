@@ -32,7 +32,7 @@ pub trait Clock {
 
 impl Clock for Synchroniser {
     fn read(&self, counter: Counter) -> Option<(Timestamp, Span)> {
-        self.clock().map(|clock| (clock.time_at(counter), clock.max_error_at(counter)))
+        self.clock_at(counter).map(|clock| (clock.time_at(counter), clock.max_error_at(counter)))
     }
 
     fn process(&mut self, stamp: &Stamp) {

@@ -1,0 +1,189 @@
+//! When a server contradicts the clock: whether the server has stepped, the oscillator has gone where nothing foretold, or
+//! the server has become noisy. One stamp cannot tell, several can: what a server is off stays as it is until it steps again;
+//! what an oscillator is off began at nothing when it was last seen, and goes on growing at a rate that oscillators have; noise
+//! goes up and down.
+
+use std::collections::VecDeque;
+
+/// No oscillator's rate leaves what it was by more than this, relative: what moves farther has stepped.
+const STEP_RATE: f64 = 20e-6;
+/// The rate that an oscillator is believed to have, relative.
+const DRIFT_RATE: f64 = 12e-6;
+/// So many of the last refused stamps are looked at; an oscillator takes `DRIFTING` at least.
+const REMEMBERED: usize = 8;
+const DRIFTING: usize = 3;
+/// A server is noisy once it contradicted the clock so often upward and as often downward, of which a stamp forgets this share.
+const NOISY: f64 = 3.0;
+const FORGOTTEN: f64 = 1.0 / 32.0;
+/// Noise is no larger, s.
+const MOST_NOISE: f64 = 10e-3;
+/// So many stamps in a row may belong to the server's step as well as to a server that is right again, behind longer queues.
+const AMBIGUOUS: u32 = 64;
+
+/// True time minus the clock's as one stamp shows it, s: by how much the one packet allows at least, and the other at most.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Shown {
+    /// Since the last stamp that was taken, s.
+    pub(super) secs: f64,
+    pub(super) low: f64,
+    pub(super) high: f64,
+}
+
+impl Shown {
+    /// How far it is from no error at all, with its sign, s.
+    fn off(&self) -> f64 {
+        self.low.max(0.0) + self.high.min(0.0)
+    }
+
+    /// Whether the clock may be right, give or take `blur` s.
+    pub(super) fn allows_nothing(&self, blur: f64) -> bool {
+        self.low <= blur && self.high >= -blur
+    }
+
+    fn widened(self, by: f64) -> Shown {
+        Shown { low: self.low - by, high: self.high + by, ..self }
+    }
+
+    /// What both allow.
+    fn and(&self, other: &Shown) -> Option<Shown> {
+        let both = Shown { secs: other.secs, low: self.low.max(other.low), high: self.high.min(other.high) };
+        (both.low <= both.high).then_some(both)
+    }
+}
+
+/// What the refused stamps are thought to be.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum Cause {
+    /// The server's step, or not to be told yet.
+    Unknown,
+    /// The oscillator's rate has changed by so much, relative.
+    Drift(f64),
+    /// The server is noisy, by so much at least, s.
+    Noise(f64),
+}
+
+/// The stamps that were refused since the last one that was taken.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Dispute {
+    recent: VecDeque<Shown>,
+    /// What the server claims, by all stamps since it last changed its mind.
+    claim: Option<Shown>,
+    /// It came about by more than an oscillator can do.
+    is_step: bool,
+    ambiguous: u32,
+    /// How often contradictions went up, and down; and how far at most, s. Outlives the dispute.
+    moves: [f64; 2],
+    furthest: f64,
+}
+
+impl Dispute {
+    /// Another stamp has come.
+    pub(super) fn tick(&mut self) {
+        self.moves.iter_mut().for_each(|moves| *moves *= 1.0 - FORGOTTEN);
+        if self.moves[0].max(self.moves[1]) < 0.5 {
+            self.furthest = 0.0;
+        }
+    }
+
+    /// The server has stepped: no oscillator goes so far at once.
+    pub(super) fn is_step(&self) -> bool {
+        self.is_step
+    }
+
+    /// Contradictions went up and down lately, by so much, s; 0 if they did not.
+    pub(super) fn noise(&self) -> f64 {
+        if self.moves[0].min(self.moves[1]) >= NOISY { self.furthest } else { 0.0 }
+    }
+
+    /// Whether a stamp may belong to what the server claims in the dispute: that goes on, with noise of `blur` s and at a rate
+    /// that is known to `rate`.
+    pub(super) fn explains(&mut self, shown: &Shown, blur: f64, rate: f64) -> bool {
+        self.claimed(shown, blur, rate).is_some()
+    }
+
+    fn claimed(&self, shown: &Shown, blur: f64, rate: f64) -> Option<Shown> {
+        let claim = self.claim?;
+        claim.widened(rate * (shown.secs - claim.secs).abs()).and(&shown.widened(blur))
+    }
+
+    /// A stamp that may belong to the clock as well as to the claim is set aside, though not for ever.
+    pub(super) fn sets_aside(&mut self) -> bool {
+        self.ambiguous += 1;
+        self.ambiguous <= AMBIGUOUS
+    }
+
+    /// Takes a stamp that contradicts the clock; `since` s after any other. What the clock could be off without a contradiction
+    /// is `hand`, s.
+    pub(super) fn refuse(&mut self, shown: Shown, since: f64, blur: f64, rate: f64, hand: f64) -> Cause {
+        self.ambiguous = 0;
+        let before = self.claim.map_or(Shown { secs: shown.secs, low: -hand, high: hand }, |claim| claim.widened(blur));
+        let claimed = self.claimed(&shown, blur, rate);
+        let moved = if claimed.is_some() {
+            0.0
+        } else {
+            (shown.low - before.high).max(0.0) + (shown.high - before.low).min(0.0)
+        };
+        if moved != 0.0 {
+            self.moves[usize::from(moved < 0.0)] += 1.0;
+            self.furthest = self.furthest.max(shown.off().abs());
+            // What has stepped goes on being a step: an oscillator begins where the clock was.
+            self.is_step |= moved.abs() > STEP_RATE * since.abs();
+        }
+        let has_changed = self.claim.is_some() && claimed.is_none();
+        self.claim = Some(claimed.unwrap_or(shown));
+        self.recent.truncate(REMEMBERED - 1);
+        self.recent.push_front(shown);
+        let noise = self.noise();
+        if noise > 0.0 && noise < MOST_NOISE {
+            return Cause::Noise(noise);
+        }
+        match self.drift(blur, hand) {
+            Some(drift) if has_changed => Cause::Drift(drift),
+            _ => Cause::Unknown,
+        }
+    }
+
+    /// The rate of an oscillator that explains the last stamps: they are on a line, which was at nothing when the clock was last
+    /// confirmed or since.
+    fn drift(&self, blur: f64, hand: f64) -> Option<f64> {
+        if self.recent.len() < DRIFTING {
+            return None;
+        }
+        let seen = || self.recent.iter().map(|shown| shown.widened(blur));
+        let (mut slowest, mut fastest) = (-DRIFT_RATE, DRIFT_RATE);
+        for (index, late) in seen().enumerate() {
+            for early in seen().skip(index + 1) {
+                let secs = late.secs - early.secs;
+                if secs <= 0.0 {
+                    return None;
+                }
+                slowest = f64::max(slowest, (late.low - early.high) / secs);
+                fastest = f64::min(fastest, (late.high - early.low) / secs);
+            }
+        }
+        if slowest > fastest {
+            return None;
+        }
+        let first = self.recent.back()?.secs;
+        [0.5 * (slowest + fastest), slowest, fastest].into_iter().find(|&rate| {
+            let low = seen().map(|shown| shown.low - rate * shown.secs).fold(f64::MIN, f64::max);
+            let high = seen().map(|shown| shown.high - rate * shown.secs).fold(f64::MAX, f64::min);
+            // Where the line is at the beginning: at nothing, or it starts later.
+            let (least, most) = if rate > 0.0 { (-rate * first - hand, hand) } else { (-hand, -rate * first + hand) };
+            low <= high && low <= most && high >= least
+        })
+    }
+
+    /// How far the clock is off if the server is right after all, as far as an oscillator could have gone, s.
+    pub(super) fn doubt(&self) -> f64 {
+        match self.claim {
+            Some(claim) if !self.is_step => claim.high.max(-claim.low),
+            _ => 0.0,
+        }
+    }
+
+    /// A stamp was taken: the server and the clock agree.
+    pub(super) fn settle(&mut self) {
+        *self = Dispute { moves: self.moves, furthest: self.furthest, ..Dispute::default() };
+    }
+}
