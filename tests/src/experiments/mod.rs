@@ -39,7 +39,7 @@ pub struct Options {
 pub const EXPERIMENTS: &[Experiment] = &[
     Experiment {
         name: "accuracy",
-        about: "the clock on simulated and given traces, beside ClockBound's (2 min; --quick: half a minute)",
+        about: "the clock on simulated and given traces, beside ClockBound's (half a minute; --quick: 4 s)",
         run: accuracy::run,
     },
     Experiment {
@@ -59,7 +59,7 @@ pub const EXPERIMENTS: &[Experiment] = &[
     },
     Experiment {
         name: "migration",
-        about: "A guest's time across a live migration, ours and that of today's daemons (30 min; --quick: 10 min)",
+        about: "A guest's time across a live migration, ours and that of today's daemons (40 min; --quick: 15 min)",
         run: migration::run,
     },
     Experiment {
