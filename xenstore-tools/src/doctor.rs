@@ -193,7 +193,12 @@ fn service(daemon: &Daemon, place: Place) -> Vec<Check> {
                 Place::Machine => "start it here with: radclockd --local",
                 _ => "see why: journalctl -u radclockd; try the configuration: radclockd --check-config",
             };
-            return vec![Check::problem("radclockd", format!("{error:#}"), advice)];
+            let mut message = format!("{error:#}");
+            if place == Place::Machine {
+                // The unit starts in Dom0 only.
+                message = message.replace(": systemctl start radclockd", "");
+            }
+            return vec![Check::problem("radclockd", message, advice)];
         }
     };
     let mut checks = vec![version(&status)];
@@ -304,7 +309,7 @@ fn guests(status: &DaemonStatus) -> Check {
         "guests",
         Level::Warning,
         format!("{message}, without a driver: {}", names.join(", ")),
-        "in these guests: modprobe xen-radclockfront; radclock-ctl doctor there says more",
+        "in these guests: modprobe xen-radclockfront; radclock status there says whether they have the clock",
     )
 }
 
