@@ -26,7 +26,7 @@ const TRIM: f64 = 0.4;
 /// A server with so many times the weight of all others together (a bound a quarter of theirs) cannot be checked by
 /// them any better than their majority does, and is not held to [`TRIM`].
 const RULES: f64 = 16.0;
-/// A server that never answered is waited for during so many polls.
+/// A server that never gave an answer worth taking is waited for during so many polls.
 const MISSES: u32 = 4;
 /// What a change of weights would move the clock by is held back, and let go by and by, in about so many seconds…
 const HELD_BACK_SECS: f64 = 500.0;
@@ -78,7 +78,7 @@ const UNKNOWN: Opinion = Opinion { standing: Standing::Waiting, weight: 0.0, off
 #[derive(Clone, Debug)]
 struct Server {
     sync: Synchroniser,
-    /// Polls without an answer, as long as it never had a clock.
+    /// Polls without an answer, or with one that was not taken. Means nothing once it had a clock.
     missed: u32,
     had_clock: bool,
     usual: Usual,
@@ -89,6 +89,10 @@ impl Server {
     /// It may still come with a clock that is as good as any.
     fn is_expected(&self) -> bool {
         !self.had_clock && self.missed < MISSES
+    }
+
+    fn miss(&mut self) {
+        self.missed = self.missed.saturating_add(1);
     }
 }
 
@@ -137,15 +141,19 @@ impl Ensemble {
 
     /// Takes a server's stamp; each server's stamps come in the order of their counter values.
     pub fn process(&mut self, server: usize, stamp: &Stamp) -> Verdict {
-        let verdict = self.servers[server].sync.process(stamp);
+        let server = &mut self.servers[server];
+        let verdict = server.sync.process(stamp);
+        if verdict != Verdict::Accepted {
+            server.miss();
+        }
         self.update(stamp.tf);
         verdict
     }
 
-    /// A server did not answer a poll that ended at `now`.
+    /// A server did not answer a poll that ended at `now`, or nothing that could be made a stamp.
     pub fn missed(&mut self, server: usize, now: Counter) {
         let server = &mut self.servers[server];
-        server.missed = server.missed.saturating_add(1);
+        server.miss();
         if server.missed == MISSES {
             self.update(now);
         }

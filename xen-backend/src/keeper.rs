@@ -150,7 +150,7 @@ impl Keeper {
 
     /// Takes a source's stamp.
     pub fn process(&mut self, source: usize, stamp: &Stamp, counts: Counts) -> Result<(), Complaint> {
-        let stamp = self.on_scale(source, stamp, counts)?;
+        let stamp = self.on_scale(source, stamp, counts).inspect_err(|_| self.ensemble.missed(source, stamp.tf))?;
         if let Counts::Utc(leap) = counts {
             self.sources[source].leap = leap;
         }
@@ -426,4 +426,44 @@ pub fn leap_list(path: &Path, is_default: bool) -> anyhow::Result<Option<LeapLis
 
 fn nanos(nanos: u64) -> Span {
     Span::from_nanos(i64::try_from(nanos).unwrap_or(i64::MAX))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::counter::{CounterChoice, LocalCounter};
+    use radclock::stamp::StampSource;
+
+    fn keeper(sources: usize) -> Keeper {
+        let counter = LocalCounter::choose(CounterChoice::MonotonicRaw).expect("a counter");
+        let counter = Arc::new(HostCounter::Local(counter));
+        Keeper::new(SyncParams::default(), sources, None, counter, [0; 16], u64::MAX).expect("a keeper")
+    }
+
+    /// Of a server 20 us away, each second.
+    fn stamp(second: u64) -> Stamp {
+        let time = Timestamp::from_unix(1_800_000_000 + second, 20_000);
+        let ta = Counter(second * 1_000_000_000);
+        Stamp {
+            ta,
+            tb: time,
+            te: time,
+            tf: ta.offset(40_000),
+            host_error: Span::ZERO,
+            root_delay: Span::ZERO,
+            root_dispersion: Span::ZERO,
+            source: StampSource::User,
+        }
+    }
+
+    #[test]
+    fn a_source_of_tai_without_an_offset_is_not_waited_for() {
+        let mut keeper = keeper(2);
+        for second in 1..=8 {
+            assert_eq!(keeper.process(0, &stamp(second), Counts::Utc(None)), Ok(()));
+            assert_eq!(keeper.process(1, &stamp(second), Counts::Tai(None)), Err(Complaint::NoTaiOffset));
+        }
+        assert!(keeper.clock().is_some());
+        assert_eq!(keeper.opinion(1).0.standing, Standing::Silent);
+    }
 }

@@ -2,6 +2,7 @@
 
 mod common;
 
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -9,7 +10,7 @@ use common::{Chronyd, FakeServer, Radclockd, right, wait_for};
 use radclock::ensemble::Standing;
 use radclock::report::DaemonStatus;
 use radclock::time::{Span, Timestamp};
-use xen_backend::ntp::packet;
+use xen_backend::ntp::packet::{self, Packet};
 use xen_radclock::{ReadError, Status};
 use zerocopy::IntoBytes;
 
@@ -74,6 +75,19 @@ fn two_servers_that_disagree_are_no_clock_and_the_status_says_why() {
     assert_eq!(status.clock.problem.as_deref(), Some("the servers contradict each other, and no time has a majority"));
     assert_eq!(clock.now(), Err(ReadError::Status(Status::Initializing)));
     assert!(daemon.log().contains("no time has a majority"));
+}
+
+#[test]
+fn a_server_that_denies_service_from_the_start_is_not_waited_for() {
+    let server = Chronyd::start();
+    let denier = FakeServer::start(|reply| {
+        let packet = Packet { stratum: 0, reference_id: *b"DENY", ..reply.packet };
+        reply.send(packet.as_bytes());
+    });
+    let daemon = Radclockd::following(&[server.port, denier.port], "");
+    right(&daemon.wait_synchronised());
+    assert_eq!(standings(&daemon.status()), [Standing::Truechimer, Standing::Silent]);
+    assert_eq!(denier.requests.load(Ordering::SeqCst), 1);
 }
 
 #[test]

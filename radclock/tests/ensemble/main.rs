@@ -10,6 +10,7 @@ mod world;
 use proptest::prelude::*;
 use radclock::clock::Status;
 use radclock::ensemble::{Ensemble, Standing};
+use radclock::stamp::Stamp;
 use radclock::sync::SyncParams;
 use radclock::time::Span;
 use world::{Path, Random, World, lan, rms, worst};
@@ -215,6 +216,30 @@ fn dead_servers_are_waited_for_in_vain_but_not_for_long() {
     run.assert_honest();
     assert!(run.moments[0].reading.at < 8.0 + 2.0 * 6.0, "{:?}", run.moments[0]);
     assert_eq!(run.standing(0), Standing::Silent);
+}
+
+#[test]
+fn a_server_whose_answers_are_never_worth_taking_is_not_waited_for() {
+    // Impossible in themselves, and contradicting each other.
+    let invalid = |stamp: &mut Stamp, _| stamp.te = stamp.tb.saturating_sub(Span::from_secs(1));
+    let insane = |stamp: &mut Stamp, n| {
+        let off = Span::from_secs(1000 * (n & 1));
+        (stamp.tb, stamp.te) = (stamp.tb.saturating_add(off), stamp.te.saturating_add(off));
+    };
+    let spoilers: [fn(&mut Stamp, i64); 2] = [invalid, insane];
+    for spoil in spoilers {
+        let (world, mut random) = (lan(13), Random(13));
+        let mut ensemble = Ensemble::new(&SyncParams::default(), 2).unwrap();
+        for n in 0..6 {
+            let t = 10.0 + 2.0 * n as f64;
+            ensemble.process(0, &world.stamp(&mut random, t));
+            let mut spoilt = world.stamp(&mut random, t + 1.0);
+            spoil(&mut spoilt, n);
+            ensemble.process(1, &spoilt);
+            assert!(ensemble.clock().is_none() || n >= 3, "a majority may still come");
+        }
+        assert_eq!(ensemble.status(world.counter(22.0)), Status::Synchronized);
+    }
 }
 
 /// One of three servers lies: from when to when, s, and by how much, s, at once or growing to it evenly all the time.

@@ -106,7 +106,7 @@ pub enum Next {
     Poll(Duration),
     /// Look the server's name up again, or take its next address; then poll, so long after the last poll.
     Resolve(Duration),
-    /// Never ask this server again.
+    /// Never ask this server again: its polls pass.
     Stop,
 }
 
@@ -148,10 +148,15 @@ impl Association {
     pub fn poll(&mut self, cookie: u64) -> Packet {
         // A zero origin is what a server sends that lost ours.
         let cookie = cookie.max(1);
+        self.pass();
         self.cookie = Some(cookie);
+        Packet::request(cookie)
+    }
+
+    /// Lets a poll go by without asking.
+    pub fn pass(&mut self) {
         self.reach <<= 1;
         self.burst_left = self.burst_left.saturating_sub(1);
-        Packet::request(cookie)
     }
 
     /// Judges a datagram from the server's address.
@@ -315,6 +320,13 @@ mod tests {
             assert_eq!(result, Err(Reject::Denied(code)));
             assert_eq!(association.finish(), Next::Stop);
         }
+    }
+
+    #[test]
+    fn a_poll_that_passes_counts_as_not_answered() {
+        let (_, mut association) = judged(|_| {});
+        association.pass();
+        assert_eq!(association.reach(), 0b10);
     }
 
     #[test]

@@ -116,7 +116,7 @@ impl Client {
         &self.report
     }
 
-    /// Asks until the server forbids it or nobody listens any more.
+    /// Asks until the server forbids it, and reports until nobody listens any more.
     pub async fn run(mut self) {
         let mut association = Association::new(self.server.polling());
         let mut addresses = self.resolve(None).await;
@@ -151,8 +151,20 @@ impl Client {
                         self.report.name,
                         addresses[0]
                     );
-                    return;
+                    return self.pass(association).await;
                 }
+            }
+        }
+    }
+
+    /// Reports polls at which the server is not asked, so that nobody waits for it.
+    async fn pass(mut self, mut association: Association) {
+        loop {
+            sleep(association.period()).await;
+            association.pass();
+            self.report.reach = association.reach();
+            if !self.send(None).await {
+                return;
             }
         }
     }
