@@ -411,6 +411,7 @@ impl Manager {
                 warn!("lost XenStore ({error}): guests keep the clock they have, trying again");
             }
             self.disconnected = true;
+            self.store.give_up();
             self.rescan_at = Instant::now() + RECONNECT;
         } else {
             warn!("{error}");

@@ -2,11 +2,14 @@
 //! of changes is [`super::watches`]'.
 //!
 //! By xenstore-rs, whose limits are kept here: requests go one after the other (it takes up to 32 at once), each
-//! with a time limit (it does not notice that xenstored has died), and each connection has a thread with a runtime of its
-//! own (its task never ends while xenstored keeps the socket open; it ends with the runtime).
+//! with a time limit and none after one that was not answered (it does not notice that xenstored has died), and each
+//! connection has a thread with a runtime of its own (its task never ends while xenstored keeps the socket open; it ends
+//! with the runtime).
 
 use std::collections::BTreeSet;
 use std::io;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering::Relaxed;
 use std::thread;
 use std::time::Duration;
 
@@ -17,7 +20,7 @@ use xenstore_rs::tokio::XsTokio;
 
 use super::XenError;
 use super::device::Frontend;
-use super::transaction::{self, Directory, Permissions};
+use super::transaction::{self, Directory, Permissions, silent};
 
 /// How long xenstored has for an answer.
 const ANSWER: Duration = Duration::from_secs(5);
@@ -51,8 +54,44 @@ const SUSPEND: &str = "suspend";
 /// A connection to XenStore.
 pub struct Store {
     xs: XsTokio,
+    link: Link,
     /// Dropping it is what ends the connection's thread, and with it the connection.
     _close: oneshot::Sender<()>,
+}
+
+/// Whether xenstored still answers. Once it did not, nobody waits for it again.
+#[derive(Debug, Default)]
+struct Link {
+    is_lost: AtomicBool,
+}
+
+impl Link {
+    /// A request that must be answered within [`ANSWER`].
+    async fn limit<T>(
+        &self,
+        what: &'static str,
+        path: &str,
+        request: impl Future<Output = io::Result<T>>,
+    ) -> Result<T, XenError> {
+        let limited = async { tokio::time::timeout(ANSWER, request).await.unwrap_or_else(|_| Err(silent())) };
+        self.ask(what, path, limited).await
+    }
+
+    /// A request with a time limit of its own.
+    async fn ask<T>(
+        &self,
+        what: &'static str,
+        path: &str,
+        request: impl Future<Output = io::Result<T>>,
+    ) -> Result<T, XenError> {
+        let answer = if self.is_lost.load(Relaxed) { Err(silent()) } else { request.await };
+        answer.map_err(|source| {
+            if transaction::is_lost(&source) {
+                self.is_lost.store(true, Relaxed);
+            }
+            XenError::Store { what, path: path.into(), source }
+        })
+    }
 }
 
 /// A connection, and what closes it when dropped.
@@ -75,7 +114,12 @@ impl Store {
     /// Connects to the local xenstored.
     pub async fn connect() -> Result<Store, XenError> {
         let (xs, close) = open().await.map_err(XenError::NoXenStore)?;
-        Ok(Store { xs, _close: close })
+        Ok(Store { xs, link: Link::default(), _close: close })
+    }
+
+    /// Asks for nothing any more: another connection has shown that xenstored is lost.
+    pub fn give_up(&self) {
+        self.link.is_lost.store(true, Relaxed);
     }
 
     /// The domains there are, without Dom0.
@@ -91,7 +135,7 @@ impl Store {
     }
 
     async fn numbers(&self, path: &str) -> Result<BTreeSet<u16>, XenError> {
-        let listed = limit("list", path, async {
+        let listed = self.link.limit("list", path, async {
             match self.xs.directory(path).await {
                 Ok(names) => Ok(Some(names.into_iter().map(String::from).collect())),
                 Err(error) => match error.kind() {
@@ -107,7 +151,9 @@ impl Store {
             None => {
                 let long = path.to_owned();
                 let list = tokio::task::spawn_blocking(move || transaction::list(&long));
-                limit("list", path, async { list.await.unwrap_or_else(|panic| Err(io::Error::other(panic))) }).await?
+                self.link
+                    .limit("list", path, async { list.await.unwrap_or_else(|panic| Err(io::Error::other(panic))) })
+                    .await?
             }
         };
         Ok(names.iter().filter_map(|name| name.parse().ok()).collect())
@@ -124,7 +170,7 @@ impl Store {
     /// The state that a guest's frontend has written.
     pub async fn frontend(&self, domid: u16) -> Result<Frontend, XenError> {
         let path = format!("{}/{}", xenbus::frontend_dir(domid), node::STATE);
-        let state = limit("read", &path, async {
+        let state = self.link.limit("read", &path, async {
             match self.xs.read(&path).await {
                 Ok(text) => Ok(XenbusState::parse(&text).map_or(Frontend::Garbage, Frontend::State)),
                 Err(error) => match error.kind() {
@@ -150,14 +196,15 @@ impl Store {
     }
 
     async fn read(&self, path: &str) -> Result<Option<String>, XenError> {
-        limit("read", path, async {
-            match self.xs.read(path).await {
-                Ok(value) => Ok(Some(value.into())),
-                Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-                Err(error) => Err(error),
-            }
-        })
-        .await
+        self.link
+            .limit("read", path, async {
+                match self.xs.read(path).await {
+                    Ok(value) => Ok(Some(value.into())),
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+                    Err(error) => Err(error),
+                }
+            })
+            .await
     }
 
     /// Writes a device's nodes of both ends: the backend InitWait, the frontend Initialising.
@@ -198,7 +245,7 @@ impl Store {
                 (node::STATE, XenbusState::InitWait.number()),
             ],
         };
-        write_if(domid, condition, vec![backend, frontend]).await
+        self.write_if(domid, condition, vec![backend, frontend]).await
     }
 
     /// Writes a node of the frontend's as it is, which makes the guest look whether it knows the device.
@@ -210,7 +257,24 @@ impl Store {
         let (path, backend) = (xenbus::frontend_dir(domid), xenbus::backend_dir(domid));
         let condition = (format!("{path}/{}", node::BACKEND), backend.clone());
         let nodes = vec![(node::BACKEND, backend)];
-        write_if(domid, condition, vec![Directory { path, permissions: frontend_permissions(domid), nodes }]).await
+        self.write_if(domid, condition, vec![Directory { path, permissions: frontend_permissions(domid), nodes }]).await
+    }
+
+    /// [`transaction::write_if`], with [`XenError::Gone`] if the condition does not hold.
+    async fn write_if(
+        &self,
+        domid: u16,
+        condition: (String, String),
+        directories: Vec<Directory>,
+    ) -> Result<(), XenError> {
+        let path = directories.first().map(|directory| directory.path.clone()).unwrap_or_default();
+        let write = move || transaction::write_if((&condition.0, &condition.1), &directories);
+        let written =
+            async { tokio::task::spawn_blocking(write).await.unwrap_or_else(|panic| Err(io::Error::other(panic))) };
+        self.link.ask("write", &path, written).await.map_err(|error| match error {
+            XenError::Store { source, .. } if source.kind() == io::ErrorKind::NotFound => XenError::Gone(domid),
+            error => error,
+        })
     }
 
     /// Writes the backend's state.
@@ -225,7 +289,7 @@ impl Store {
 
     async fn write_backend(&self, domid: u16, name: &str, value: &str) -> Result<(), XenError> {
         let path = format!("{}/{name}", xenbus::backend_dir(domid));
-        limit("write", &path, self.xs.write(&path, value)).await
+        self.link.limit("write", &path, self.xs.write(&path, value)).await
     }
 
     /// Removes a device's nodes of both ends, as far as there are any.
@@ -243,13 +307,14 @@ impl Store {
     }
 
     async fn remove_tree(&self, path: &str) -> Result<(), XenError> {
-        limit("remove", path, async {
-            match self.xs.rm(path).await {
-                Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-                result => result,
-            }
-        })
-        .await
+        self.link
+            .limit("remove", path, async {
+                match self.xs.rm(path).await {
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+                    result => result,
+                }
+            })
+            .await
     }
 }
 
@@ -257,34 +322,35 @@ fn frontend_permissions(domid: u16) -> Permissions {
     Permissions { owner: domid, reader: 0 }
 }
 
-/// [`transaction::write_if`], with [`XenError::Gone`] if the condition does not hold.
-async fn write_if(domid: u16, condition: (String, String), directories: Vec<Directory>) -> Result<(), XenError> {
-    let path = directories.first().map(|directory| directory.path.clone()).unwrap_or_default();
-    let write = move || transaction::write_if((&condition.0, &condition.1), &directories);
-    let written = tokio::task::spawn_blocking(write).await.unwrap_or_else(|panic| Err(io::Error::other(panic)));
-    written.map_err(|source| match source.kind() {
-        io::ErrorKind::NotFound => XenError::Gone(domid),
-        _ => XenError::Store { what: "write", path, source },
-    })
-}
-
-/// A request that must be answered within [`ANSWER`].
-async fn limit<T>(what: &'static str, path: &str, request: impl Future<Output = io::Result<T>>) -> Result<T, XenError> {
-    tokio::time::timeout(ANSWER, request)
-        .await
-        .unwrap_or_else(|_| Err(io::Error::new(io::ErrorKind::TimedOut, "xenstored does not answer")))
-        .map_err(|source| XenError::Store { what, path: path.into(), source })
-}
-
 impl XenError {
     /// Whether the connection to xenstored is lost, so that only a new one helps.
     pub(super) fn is_disconnected(&self) -> bool {
         match self {
             XenError::NoXenStore(_) => true,
-            XenError::Store { source, .. } => {
-                matches!(source.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::TimedOut)
-            }
+            XenError::Store { source, .. } => transaction::is_lost(source),
             _ => false,
         }
     }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_xenstored_that_does_not_answer_is_waited_for_once() {
+        let link = Link::default();
+        let request = async |answer| link.limit("write", "/a", answer).await;
+        let refused = request(Box::pin(async { Err(io::ErrorKind::NotFound.into()) }) as BoxedAnswer);
+        assert!(!refused.await.expect_err("refused").is_disconnected());
+        let start = tokio::time::Instant::now();
+        let silent = request(Box::pin(std::future::pending())).await;
+        assert!(silent.expect_err("silent").is_disconnected());
+        assert_eq!(start.elapsed(), ANSWER);
+        let next = request(Box::pin(async { panic!("asked again") })).await;
+        assert!(next.expect_err("lost").is_disconnected());
+        assert_eq!(start.elapsed(), ANSWER);
+    }
+
+    type BoxedAnswer = std::pin::Pin<Box<dyn Future<Output = io::Result<()>>>>;
 }

@@ -47,7 +47,7 @@ pub struct Directory {
 ///
 /// # Errors
 ///
-/// [`io::ErrorKind::NotFound`] if the condition does not hold; whatever XenStore answers.
+/// [`io::ErrorKind::NotFound`] if the condition does not hold; whatever XenStore answers; if it does not, one that [`is_lost`].
 pub fn write_if(condition: (&str, &str), directories: &[Directory]) -> io::Result<()> {
     Connection::open()?.write_if(condition, directories)
 }
@@ -56,9 +56,27 @@ pub fn write_if(condition: (&str, &str), directories: &[Directory]) -> io::Resul
 ///
 /// # Errors
 ///
-/// [`io::ErrorKind::NotFound`] if there is no such directory; whatever XenStore answers.
+/// [`io::ErrorKind::NotFound`] if there is no such directory; whatever XenStore answers; if it does not, one that [`is_lost`].
 pub fn list(path: &str) -> io::Result<Vec<String>> {
     Connection::open()?.list(path)
+}
+
+/// Whether an error says that xenstored does not answer or has gone, not what it answered.
+pub fn is_lost(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::TimedOut)
+}
+
+/// An error of the connection. Not as the system has it: a time limit would look like a transaction that others overtook.
+fn lost(error: io::Error) -> io::Error {
+    match error.kind() {
+        io::ErrorKind::WouldBlock => silent(),
+        _ => io::Error::new(io::ErrorKind::BrokenPipe, error),
+    }
+}
+
+/// No answer in time.
+pub fn silent() -> io::Error {
+    io::Error::new(io::ErrorKind::TimedOut, "xenstored does not answer")
 }
 
 trait Stream: Read + Write {}
@@ -68,14 +86,21 @@ impl<T: Read + Write> Stream for T {}
 struct Connection(Box<dyn Stream>);
 
 impl Connection {
-    /// The same places in the same order as xenstore-rs.
+    /// The same places in the same order as xenstore-rs. But where xenstored has left its socket behind, the device would
+    /// be waited for in vain.
     fn open() -> io::Result<Connection> {
-        if let Ok(stream) = UnixStream::connect(wire::socket()) {
-            stream.set_read_timeout(Some(ANSWER))?;
-            stream.set_write_timeout(Some(ANSWER))?;
-            return Ok(Connection(Box::new(stream)));
+        match UnixStream::connect(wire::socket()) {
+            Ok(stream) => {
+                stream.set_read_timeout(Some(ANSWER))?;
+                stream.set_write_timeout(Some(ANSWER))?;
+                Ok(Connection(Box::new(stream)))
+            }
+            Err(refused) if refused.kind() == io::ErrorKind::ConnectionRefused => Err(lost(refused)),
+            Err(_) => {
+                let device = OpenOptions::new().read(true).write(true).open(DEVICE);
+                Ok(Connection(Box::new(device.map_err(lost)?)))
+            }
         }
-        Ok(Connection(Box::new(OpenOptions::new().read(true).write(true).open(DEVICE)?)))
     }
 
     fn write_if(&mut self, condition: (&str, &str), directories: &[Directory]) -> io::Result<()> {
@@ -131,6 +156,10 @@ impl Connection {
             .and_then(|id| id.trim_end_matches('\0').parse().ok())
             .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "no transaction number"))?;
         let written = self.write_directories(id, condition, directories);
+        if written.as_ref().is_err_and(is_lost) {
+            // The transaction ends with the connection.
+            return written;
+        }
         let end: &[u8] = if written.is_ok() { b"T\0" } else { b"F\0" };
         let ended = self.call(XS_TRANSACTION_END, id, end);
         written.and(ended.map(drop))
@@ -155,13 +184,13 @@ impl Connection {
     }
 
     fn call(&mut self, kind: u32, transaction: u32, payload: &[u8]) -> io::Result<Vec<u8>> {
-        self.0.write_all(&wire::message(kind, 0, transaction, payload)?)?;
+        self.0.write_all(&wire::message(kind, 0, transaction, payload)?).map_err(lost)?;
         loop {
             let mut header = [0; HEADER];
-            self.0.read_exact(&mut header)?;
+            self.0.read_exact(&mut header).map_err(lost)?;
             let header = Header::parse(header)?;
             let mut payload = vec![0; header.length];
-            self.0.read_exact(&mut payload)?;
+            self.0.read_exact(&mut payload).map_err(lost)?;
             match header.kind {
                 XS_WATCH_EVENT => {}
                 XS_ERROR => return Err(wire::error(&payload)),
@@ -358,9 +387,34 @@ mod tests {
     }
 
     #[test]
-    fn a_silent_or_dead_xenstored_is_an_error() {
+    fn a_silent_or_dead_xenstored_is_lost_and_not_asked_again() {
         let (client, server) = UnixStream::pair().expect("sockets");
         drop(server);
-        Connection(Box::new(client)).write_if(CONDITION, &directories()).expect_err("dead");
+        let error = Connection(Box::new(client)).write_if(CONDITION, &directories()).expect_err("dead");
+        assert!(is_lost(&error), "{error:?}");
+
+        // It falls silent in the midst of the transaction.
+        for answers in [0, 1, 3] {
+            let (client, mut server) = UnixStream::pair().expect("sockets");
+            client.set_read_timeout(Some(Duration::from_millis(20))).expect("a timeout");
+            let silent = thread::spawn(move || {
+                let mut requests = 0;
+                let mut header = [0; HEADER];
+                while server.read_exact(&mut header).is_ok() {
+                    let length = Header::parse(header).expect("a request").length;
+                    server.read_exact(&mut vec![0; length]).expect("a payload");
+                    let kind = u32::from_ne_bytes(header[..4].try_into().expect("4 bytes"));
+                    let payload = if kind == XS_READ { CONDITION.1.as_bytes() } else { b"77\0" };
+                    if requests < answers {
+                        server.write_all(&wire::message(kind, 0, 0, payload).expect("short")).expect("an answer");
+                    }
+                    requests += 1;
+                }
+                requests
+            });
+            let error = Connection(Box::new(client)).write_if(CONDITION, &directories()).expect_err("silent");
+            assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+            assert_eq!(silent.join().expect("requests"), answers + 1);
+        }
     }
 }

@@ -20,6 +20,7 @@ use tokio::time::Instant;
 
 use super::XenError;
 use super::store::{CONTROL_SHUTDOWN, LIBXL};
+use super::transaction::silent;
 use super::wire::{self, HEADER, Header, XS_ERROR, XS_UNWATCH, XS_WATCH, XS_WATCH_EVENT};
 
 /// How long xenstored has for an answer.
@@ -193,8 +194,7 @@ impl Watches {
     async fn request(&mut self, kind: u32, what: &'static str, topic: Topic) -> Result<(), XenError> {
         let path = topic.path();
         let asked = self.ask(kind, wire::strings(&[&path, &topic.token()]));
-        let silent = |_| Err(io::Error::new(io::ErrorKind::TimedOut, "xenstored does not answer"));
-        let answer = tokio::time::timeout(ANSWER, asked).await.unwrap_or_else(silent);
+        let answer = tokio::time::timeout(ANSWER, asked).await.unwrap_or_else(|_| Err(silent()));
         answer.map_err(|source| XenError::Store { what, path, source })
     }
 
