@@ -428,6 +428,17 @@ impl Manager {
         }
     }
 
+    /// What is wrong with one domain of many is noted, and keeps nobody from the others unless XenStore is lost.
+    fn check_one(&mut self, domid: u16, result: Result<(), XenError>) -> Result<(), XenError> {
+        match result {
+            Err(error) if error.is_disconnected() => Err(error),
+            result => {
+                self.check_guest(domid, result);
+                Ok(())
+            }
+        }
+    }
+
     fn is_watched(&self, domid: u16) -> bool {
         let attention = self.guests.get(&domid).and_then(|guest| guest.attention.as_ref());
         attention.is_some_and(Attention::is_watching)
@@ -490,7 +501,8 @@ impl Manager {
         for domid in self.store.backends().await? {
             if !self.guests.get(&domid).is_some_and(|guest| guest.device.is_attached()) {
                 info!("domain {domid}: removing what an earlier radclockd left");
-                self.store.remove(domid).await?;
+                let removed = self.store.remove(domid).await;
+                self.check_one(domid, removed)?;
             }
         }
         Ok(())
@@ -515,7 +527,8 @@ impl Manager {
             self.forget(domid).await;
         }
         for domid in domids {
-            self.look_at(domid).await?;
+            let looked = self.look_at(domid).await;
+            self.check_one(domid, looked)?;
         }
         Ok(())
     }

@@ -39,7 +39,7 @@ pub struct Identity {
 pub struct Domain {
     /// Its `vm` node.
     pub vm: String,
-    /// Its name, of which only Dom0 has the say.
+    /// Its name, of which only Dom0 has the say; empty if it has none that is UTF-8.
     pub name: String,
 }
 
@@ -163,7 +163,7 @@ impl Store {
     pub async fn domain(&self, domid: u16) -> Result<Option<Domain>, XenError> {
         let directory = xenbus::domain_dir(domid);
         let Some(vm) = self.read(&format!("{directory}/vm")).await? else { return Ok(None) };
-        let name = self.read(&format!("{directory}/name")).await?.unwrap_or_default();
+        let name = if_utf8(self.read(&format!("{directory}/name")).await)?.unwrap_or_default();
         Ok(Some(Domain { vm, name }))
     }
 
@@ -186,13 +186,9 @@ impl Store {
 
     /// Whether a guest is asked to suspend and has not answered yet.
     pub async fn is_suspend_requested(&self, domid: u16) -> Result<bool, XenError> {
-        let request = self.read(&format!("{}/{CONTROL_SHUTDOWN}", xenbus::domain_dir(domid))).await;
-        match request {
-            Ok(request) => Ok(request.as_deref() == Some(SUSPEND)),
-            // Not UTF-8: the guest may write there.
-            Err(XenError::Store { source, .. }) if source.kind() == io::ErrorKind::InvalidData => Ok(false),
-            Err(error) => Err(error),
-        }
+        // The guest may write there.
+        let request = if_utf8(self.read(&format!("{}/{CONTROL_SHUTDOWN}", xenbus::domain_dir(domid))).await);
+        Ok(request?.as_deref() == Some(SUSPEND))
     }
 
     async fn read(&self, path: &str) -> Result<Option<String>, XenError> {
@@ -318,6 +314,14 @@ impl Store {
     }
 }
 
+/// What is not UTF-8 is as good as nothing.
+fn if_utf8(read: Result<Option<String>, XenError>) -> Result<Option<String>, XenError> {
+    match read {
+        Err(XenError::Store { source, .. }) if source.kind() == io::ErrorKind::InvalidData => Ok(None),
+        read => read,
+    }
+}
+
 fn frontend_permissions(domid: u16) -> Permissions {
     Permissions { owner: domid, reader: 0 }
 }
@@ -350,6 +354,15 @@ mod tests {
         let next = request(Box::pin(async { panic!("asked again") })).await;
         assert!(next.expect_err("lost").is_disconnected());
         assert_eq!(start.elapsed(), ANSWER);
+    }
+
+    #[test]
+    fn what_is_not_utf_8_is_as_good_as_nothing() {
+        let failed =
+            |kind: io::ErrorKind| Err(XenError::Store { what: "read", path: "/a".into(), source: kind.into() });
+        assert_eq!(if_utf8(failed(io::ErrorKind::InvalidData)).expect("nothing"), None);
+        assert_eq!(if_utf8(Ok(Some("db".into()))).expect("a name").as_deref(), Some("db"));
+        if_utf8(failed(io::ErrorKind::TimedOut)).expect_err("silent");
     }
 
     type BoxedAnswer = std::pin::Pin<Box<dyn Future<Output = io::Result<()>>>>;
