@@ -351,9 +351,17 @@ impl State {
 
     fn look(&mut self, guests: Option<&Guests>) -> Duration {
         let next = self.pages.look();
-        if self.keeper.content().clock.is_some() && self.pages.counter_strays() {
-            tracing::warn!("{} went astray of Xen's system time: the clock starts anew", self.keeper.counter().name());
-            self.keeper.start_anew();
+        let nominal_period = self.keeper.nominal_period();
+        if let Some(period) = self.pages.strays(nominal_period)
+            && self.keeper.start_anew_at(period)
+        {
+            tracing::warn!(
+                "{} went astray of Xen's system time, by which it counts at {:.6} MHz now instead of {:.6} MHz: the clock \
+                 starts anew",
+                self.keeper.counter().name(),
+                1e-6 / period,
+                1e-6 / nominal_period
+            );
             self.publish(guests);
         } else if self.pages.is_wire_outdated(&self.keeper) {
             self.keeper.publish();
@@ -514,10 +522,9 @@ impl LocalPages {
         }
     }
 
-    /// Whether the counter no longer counts as it did: the clock over it is wrong.
-    fn counter_strays(&self) -> bool {
-        let (Some(line), Some(xen)) = (self.own_line(), self.xen()) else { return false };
-        line.relation().is_some_and(|relation| relation.strays(xen.nominal_period() * 1e9, NOMINAL_SKEW))
+    /// The counter's period, s a count, if it is not the nominal one: the clock over it is wrong.
+    fn strays(&self, nominal_period: f64) -> Option<f64> {
+        Some(self.own_line()?.relation()?.strays(nominal_period * 1e9, NOMINAL_SKEW)? * 1e-9)
     }
 
     /// The clock as guests get it.

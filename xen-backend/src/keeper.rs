@@ -277,6 +277,26 @@ impl Keeper {
         }
     }
 
+    /// The counter's nominal period, s a count.
+    pub fn nominal_period(&self) -> f64 {
+        self.params.nominal_period
+    }
+
+    /// Starts anew with another nominal period, s a count: by a wrong one, all that the servers say is a contradiction.
+    /// Keeps to the old one if no counter can have the new one; says whether anything has changed then.
+    pub fn start_anew_at(&mut self, nominal_period: f64) -> bool {
+        let params = SyncParams { nominal_period, ..self.params.clone() };
+        let is_possible = Ensemble::new(&params, self.sources.len()).is_ok();
+        if is_possible {
+            self.params = params;
+        }
+        let changes = is_possible || self.content.clock.is_some();
+        if changes {
+            self.start_anew();
+        }
+        changes
+    }
+
     /// Forgets the clock: the counter went astray.
     pub fn start_anew(&mut self) {
         let sources = self.sources.len();
@@ -454,6 +474,29 @@ mod tests {
             root_dispersion: Span::ZERO,
             source: StampSource::User,
         }
+    }
+
+    #[test]
+    fn a_clock_that_starts_anew_at_another_period_is_one_soon() {
+        let mut keeper = keeper(1);
+        // By Xen's system time as it was at the start, 1 % off.
+        keeper.start_anew_at(1.01e-9);
+        let clock = |keeper: &mut Keeper, from: u64| {
+            for second in from..from + 20 {
+                // 1 ms away, so that the wrong period is no impossible delay.
+                let stamp = stamp(second);
+                let _ = keeper.process(0, &Stamp { tf: stamp.ta.offset(1_000_000), ..stamp }, Counts::Utc(None));
+            }
+            keeper.ensemble.report(0).insane
+        };
+        assert!(clock(&mut keeper, 1) > 0);
+        keeper.start_anew_at(1e-9);
+        assert_eq!((clock(&mut keeper, 21), keeper.nominal_period()), (0, 1e-9));
+        assert!(keeper.clock().is_some());
+        keeper.update();
+        let changed = [0.0, f64::INFINITY, f64::NAN, 1.0].map(|nonsense| keeper.start_anew_at(nonsense));
+        assert_eq!(changed, [true, false, false, false]);
+        assert_eq!((keeper.clock(), keeper.nominal_period()), (None, 1e-9));
     }
 
     #[test]

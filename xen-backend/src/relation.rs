@@ -141,10 +141,11 @@ impl Relation {
         self.last.tsc
     }
 
-    /// Whether the counter's rate is off `nominal` nanoseconds a count by more than `tolerance` (relative), for certain.
-    pub fn strays(&self, nominal: f64, tolerance: f64) -> bool {
+    /// Nanoseconds a count, if they are off `nominal` by more than `tolerance` (relative), for certain.
+    pub fn strays(&self, nominal: f64, tolerance: f64) -> Option<f64> {
         let nanos = self.last.system_time.wrapping_sub(self.start.system_time);
-        nanos >= STRAIGHT_NANOS && (self.rate / nominal - 1.0).abs() > tolerance + self.rate_error
+        let strays = nanos >= STRAIGHT_NANOS && (self.rate / nominal - 1.0).abs() > tolerance + self.rate_error;
+        strays.then_some(self.rate)
     }
 
     /// Moves a clock over the counter to Xen's system time, with the last bracket as its reference. Nothing if the result
@@ -250,9 +251,11 @@ mod tests {
                 let added = moved_bound - bound;
                 assert!(off <= added && added < Span::from_nanos(30_000), "{hz}: {off:?} {added:?}");
             }
-            assert!(!relation.strays(1e9 / hz * 1.0001, 500e-6) && relation.strays(1e9 / hz * 1.0006, 500e-6));
+            assert_eq!(relation.strays(1e9 / hz * 1.0001, 500e-6), None);
+            let rate = relation.strays(1e9 / hz * 1.0006, 500e-6).expect("it strays");
+            assert!((rate * hz / 1e9 - 1.0).abs() < 1e-6 && relation.strays(rate, 500e-6).is_none(), "{rate}");
             let short = Relation::new(sample(1e9), sample(1.02e9)).unwrap();
-            assert!(!short.strays(1e9 / hz * 1.0006, 500e-6));
+            assert_eq!(short.strays(1e9 / hz * 1.0006, 500e-6), None);
         }
     }
 
