@@ -73,13 +73,23 @@ pub struct Domain {
 /// XenStore cannot be reached or does not answer.
 pub fn domains() -> io::Result<Vec<Domain>> {
     with_store(|store| {
-        let mut domids: Vec<u16> =
-            store.directory(xenbus::DOMAINS)?.iter().filter_map(|domid| domid.parse().ok()).collect();
+        let mut domids = match store.directory(xenbus::DOMAINS) {
+            Ok(names) => numbers(&names),
+            // Longer than a message.
+            Err(error) if error.kind() == io::ErrorKind::InvalidData => {
+                numbers(&xen_backend::xen::list_directory(xenbus::DOMAINS)?)
+            }
+            Err(error) => return Err(error),
+        };
         domids.retain(|domid| *domid != 0);
         domids.sort_unstable();
         // Without its `vm` node a domain is on its way in or out.
         Ok(domids.into_iter().filter_map(|domid| domain(store, domid)).collect())
     })
+}
+
+fn numbers(names: &[impl AsRef<str>]) -> Vec<u16> {
+    names.iter().filter_map(|name| name.as_ref().parse().ok()).collect()
 }
 
 fn domain(store: &XsUnix, domid: u16) -> Option<Domain> {

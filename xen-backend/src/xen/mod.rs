@@ -28,6 +28,7 @@ pub use guests::Guests;
 pub use platform::HostCounters;
 pub use policy::GuestPolicy;
 pub use system_time::SystemTime;
+pub use transaction::list as list_directory;
 
 /// The devices that are opened for each guest, or again when XenStore was lost.
 pub const DEVICES: &[&str] = &[event::DEVICE, grant::DEVICE, wire::DEVICE];

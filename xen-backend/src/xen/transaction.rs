@@ -56,7 +56,7 @@ pub fn write_if(condition: (&str, &str), directories: &[Directory]) -> io::Resul
 ///
 /// # Errors
 ///
-/// [`io::ErrorKind::NotFound`] if there is no such directory; whatever XenStore answers; if it does not, one that [`is_lost`].
+/// [`io::ErrorKind::NotFound`] if there is no such directory; whatever XenStore answers, or that it does not.
 pub fn list(path: &str) -> io::Result<Vec<String>> {
     Connection::open()?.list(path)
 }
