@@ -1,7 +1,7 @@
 //! The host's counters beside each other, as Dom0 sees them: their rates, what a reading costs, and the steps that Xen's
 //! system time makes when Xen recalibrates it. Looks at Xen alone; the daemon need not run.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::fmt::Write as _;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
@@ -19,6 +19,8 @@ const PAUSE: Duration = Duration::from_millis(5);
 const READINGS: usize = 200;
 /// Looks at either end of which the narrowest counts.
 const END: usize = 20;
+/// So many widths of samples tell their median well enough.
+const KEPT: usize = 4096;
 /// System time and its extrapolation are in whole nanoseconds: less than this is no step, ns.
 const ROUNDING_NS: f64 = 5.0;
 
@@ -78,42 +80,75 @@ pub fn look(duration: Duration) -> anyhow::Result<Counters> {
     }
 }
 
-/// One timer over time, its wraps counted.
+/// One timer over time, its wraps counted. What is kept of it does not grow with the time.
 struct Course {
     timer: Timer,
     name: String,
-    samples: Vec<XenpfCounters>,
-    counted: Vec<u64>,
+    /// How many looks there were.
+    looks: usize,
+    /// The first and the last [`END`] samples, with what was counted until then.
+    first: Vec<(XenpfCounters, u64)>,
+    last: VecDeque<(XenpfCounters, u64)>,
+    widths: Thinned,
 }
 
 impl Course {
     /// If the host has this timer.
     fn begin(counters: &HostCounters, timer: Timer) -> Option<Course> {
-        let sample = counters.sample(timer).ok()?;
-        Some(Course { timer, name: sample.name(), samples: vec![sample], counted: vec![0] })
+        Some(Course::from(timer, counters.sample(timer).ok()?))
     }
 
-    fn look(&mut self, counters: &HostCounters) -> anyhow::Result<()> {
+    fn from(timer: Timer, sample: XenpfCounters) -> Course {
+        let (first, last, widths) = (Vec::new(), VecDeque::new(), Thinned::default());
+        let mut course = Course { timer, name: sample.name(), looks: 0, first, last, widths };
+        course.push(sample, 0);
+        course
+    }
+
+    fn look(&mut self, counters: &HostCounters) -> anyhow::Result<XenpfCounters> {
         let sample = counters.sample(self.timer).with_context(|| format!("sampling {}", self.name))?;
-        let last = self.samples.last().expect("the first");
+        self.take(sample);
+        Ok(sample)
+    }
+
+    fn take(&mut self, sample: XenpfCounters) {
+        let (last, counted) = self.last.back().expect("the first");
         let mask = u64::MAX >> (64 - sample.width.clamp(1, 64));
-        let total = self.counted.last().expect("the first") + (sample.count.wrapping_sub(last.count) & mask);
-        self.samples.push(sample);
-        self.counted.push(total);
-        Ok(())
+        let counted = counted + (sample.count.wrapping_sub(last.count) & mask);
+        self.push(sample, counted);
+    }
+
+    fn push(&mut self, sample: XenpfCounters, counted: u64) {
+        self.looks += 1;
+        self.widths.push(width(&sample));
+        if self.first.len() < END {
+            self.first.push((sample, counted));
+        }
+        if self.last.len() == END {
+            self.last.pop_front();
+        }
+        self.last.push_back((sample, counted));
+    }
+
+    /// System time in between, ns, and the TSC's rate by it, Hz.
+    fn span(&self) -> (f64, f64) {
+        let ((first, _), (last, _)) = (self.first[0], self.last[self.last.len() - 1]);
+        let nanos = (last.system_time - first.system_time) as f64;
+        (nanos, last.tsc.wrapping_sub(first.tsc) as f64 / nanos * 1e9)
     }
 
     fn report(&self, name: &str, tsc_hz: f64, read_ns: f64) -> CounterReport {
-        let width = |index: &usize| self.samples[*index].tsc_end.wrapping_sub(self.samples[*index].tsc);
-        let ends = ends(self.samples.len());
-        let [first, last] = ends.map(|range| range.min_by_key(width).expect("a few"));
+        let end = END.min(self.looks.div_ceil(2));
+        let narrowest = |(sample, _): &&(XenpfCounters, u64)| width(sample);
+        let (first, counted_first) = self.first[..end].iter().min_by_key(narrowest).expect("a few");
+        let (last, counted_last) = self.last.iter().skip(self.last.len() - end).min_by_key(narrowest).expect("a few");
         // The count was read in the middle of its sample, give or take a half.
-        let middle = |index: usize| width(&index) as f64 / 2.0 / tsc_hz;
-        let system_time = (self.samples[last].system_time - self.samples[first].system_time) as f64 * 1e-9;
+        let middle = |sample: &XenpfCounters| width(sample) as f64 / 2.0 / tsc_hz;
+        let system_time = (last.system_time - first.system_time) as f64 * 1e-9;
         let seconds = system_time + middle(last) - middle(first);
-        let nominal = self.samples[0].frequency as f64;
-        let rate = (self.counted[last] - self.counted[first]) as f64 / seconds;
-        let mut widths: Vec<f64> = (0..self.samples.len()).map(|index| width(&index) as f64 / tsc_hz * 1e9).collect();
+        let nominal = first.frequency as f64;
+        let rate = (counted_last - counted_first) as f64 / seconds;
+        let mut widths: Vec<f64> = self.widths.kept.iter().map(|&width| width as f64 / tsc_hz * 1e9).collect();
         CounterReport {
             name: name.to_owned(),
             timer: Some(self.name.clone()),
@@ -127,26 +162,48 @@ impl Course {
     }
 }
 
-/// Where the first and the last of so many looks are.
-fn ends(length: usize) -> [std::ops::Range<usize>; 2] {
-    let end = END.min(length.div_ceil(2));
-    [0..end, length - end..length]
+fn width(sample: &XenpfCounters) -> u64 {
+    sample.tsc_end.wrapping_sub(sample.tsc)
+}
+
+/// Some of many values, evenly spread over all of them.
+#[derive(Default)]
+struct Thinned {
+    seen: usize,
+    /// One of 2^this many is kept.
+    halved: u32,
+    kept: Vec<u64>,
+}
+
+impl Thinned {
+    fn push(&mut self, value: u64) {
+        if self.seen.is_multiple_of(1 << self.halved) {
+            self.kept.push(value);
+        }
+        self.seen += 1;
+        if self.kept.len() == KEPT {
+            self.kept = self.kept.iter().copied().step_by(2).collect();
+            self.halved += 1;
+        }
+    }
 }
 
 fn patched(time: &SystemTime, counters: &HostCounters, duration: Duration) -> anyhow::Result<Counters> {
     let timers = [Timer::Platform, Timer::Hpet, Timer::AcpiPm];
     let mut courses: Vec<Course> = timers.into_iter().filter_map(|timer| Course::begin(counters, timer)).collect();
+    let mut steps = Steps::default();
     let start = Instant::now();
     while start.elapsed() < duration {
         sleep(PAUSE);
         for course in &mut courses {
-            course.look(counters)?;
+            let sample = course.look(counters)?;
+            if course.timer == Timer::Platform {
+                steps.push(&sample);
+            }
         }
     }
     let platform = courses.first().context("Xen no longer samples its platform timer")?;
-    let (first, last) = (&platform.samples[0], &platform.samples[platform.samples.len() - 1]);
-    let nanos = (last.system_time - first.system_time) as f64;
-    let tsc_hz = last.tsc.wrapping_sub(first.tsc) as f64 / nanos * 1e9;
+    let (nanos, tsc_hz) = platform.span();
     let mut reports =
         vec![tsc_report(tsc_hz, 2.0 / nanos * 1e6), clocksource_report(cost(tsc_hz, || time.now().map(drop))?)];
     for course in &courses {
@@ -158,7 +215,7 @@ fn patched(time: &SystemTime, counters: &HostCounters, duration: Duration) -> an
         duration_s: nanos * 1e-9,
         unpatched: None,
         counters: reports,
-        recalibration: Some(recalibration(&platform.samples)),
+        recalibration: Some(steps.recalibration()),
     })
 }
 
@@ -234,63 +291,92 @@ fn median(values: &mut [f64]) -> f64 {
     values.get(values.len() / 2).copied().unwrap_or_default()
 }
 
-/// Where the line from the TSC to system time bends or steps, on the CPU that was seen most often.
-fn recalibration(samples: &[XenpfCounters]) -> Recalibration {
-    let mut seen = BTreeMap::new();
-    for sample in samples {
-        *seen.entry(sample.cpu).or_insert(0usize) += 1;
+/// Where the line from the TSC to system time bends or steps, by each CPU's samples.
+#[derive(Default)]
+struct Steps {
+    /// The TSC and system time of the first sample.
+    origin: Option<(u64, u64)>,
+    cpus: BTreeMap<u32, Lines>,
+}
+
+impl Steps {
+    fn push(&mut self, sample: &XenpfCounters) {
+        let (tsc, system_time) = *self.origin.get_or_insert((sample.tsc, sample.system_time));
+        let point = (sample.tsc.wrapping_sub(tsc) as f64, sample.system_time.wrapping_sub(system_time) as f64);
+        self.cpus.entry(sample.cpu).or_default().push(point);
     }
-    let Some((cpu, _)) = seen.into_iter().max_by_key(|&(_, count)| count) else { return Recalibration::default() };
-    let points: Vec<(f64, f64)> = samples
-        .iter()
-        .filter(|sample| sample.cpu == cpu)
-        .map(|sample| {
-            (
-                sample.tsc.wrapping_sub(samples[0].tsc) as f64,
-                sample.system_time.wrapping_sub(samples[0].system_time) as f64,
-            )
-        })
-        .collect();
-    // Lines of at least three points, each as long as it predicts the next point.
-    let mut lines: Vec<&[(f64, f64)]> = Vec::new();
-    let mut start = 0;
-    for end in 1..=points.len() {
-        let line = &points[start..end];
-        let goes_on = match points.get(end) {
-            Some(&next) if line.len() >= 2 => (along(line, next.0) - next.1).abs() <= ROUNDING_NS,
-            Some(_) => true,
-            None => false,
+
+    /// On the CPU that was seen most often.
+    fn recalibration(self) -> Recalibration {
+        let Some(mut lines) = self.cpus.into_values().max_by_key(|lines| lines.seen) else {
+            return Recalibration::default();
         };
-        if !goes_on {
-            lines.push(line);
-            start = end;
+        lines.end();
+        let Lines { mut steps, mut rates, .. } = lines;
+        Recalibration {
+            count: steps.len(),
+            largest_step_ns: steps.iter().copied().fold(0.0, f64::max),
+            median_step_ns: median(&mut steps),
+            median_rate_ppm: median(&mut rates),
         }
-    }
-    let (mut steps, mut rates) = (Vec::new(), Vec::new());
-    for pair in lines.windows(2) {
-        let [before, after] = pair else { unreachable!("two") };
-        if before.len() < 3 || after.len() < 3 {
-            continue;
-        }
-        let between = (before[before.len() - 1].0 + after[0].0) / 2.0;
-        steps.push((along(after, between) - along(before, between)).abs());
-        rates.push((slope(after) / slope(before) - 1.0).abs() * 1e6);
-    }
-    Recalibration {
-        count: steps.len(),
-        largest_step_ns: steps.iter().copied().fold(0.0, f64::max),
-        median_step_ns: median(&mut steps),
-        median_rate_ppm: median(&mut rates),
     }
 }
 
-fn slope(line: &[(f64, f64)]) -> f64 {
-    let (first, last) = (line[0], line[line.len() - 1]);
-    (last.1 - first.1) / (last.0 - first.0)
+/// Lines through points, each as long as it predicts the next point, and how those of at least three points follow each
+/// other.
+#[derive(Default)]
+struct Lines {
+    seen: usize,
+    before: Option<Line>,
+    line: Option<Line>,
+    /// ns and ppm, one of each where a line follows another.
+    steps: Vec<f64>,
+    rates: Vec<f64>,
 }
 
-fn along(line: &[(f64, f64)], at: f64) -> f64 {
-    line[0].1 + (at - line[0].0) * slope(line)
+#[derive(Clone, Copy)]
+struct Line {
+    points: usize,
+    first: (f64, f64),
+    last: (f64, f64),
+}
+
+impl Lines {
+    fn push(&mut self, point: (f64, f64)) {
+        self.seen += 1;
+        match &mut self.line {
+            Some(line) if line.points < 2 || (line.at(point.0) - point.1).abs() <= ROUNDING_NS => {
+                line.points += 1;
+                line.last = point;
+            }
+            _ => {
+                self.end();
+                self.line = Some(Line { points: 1, first: point, last: point });
+            }
+        }
+    }
+
+    fn end(&mut self) {
+        let Some(line) = self.line.take() else { return };
+        if let Some(before) = self.before.replace(line)
+            && before.points >= 3
+            && line.points >= 3
+        {
+            let between = (before.last.0 + line.first.0) / 2.0;
+            self.steps.push((line.at(between) - before.at(between)).abs());
+            self.rates.push((line.slope() / before.slope() - 1.0).abs() * 1e6);
+        }
+    }
+}
+
+impl Line {
+    fn slope(&self) -> f64 {
+        (self.last.1 - self.first.1) / (self.last.0 - self.first.0)
+    }
+
+    fn at(&self, x: f64) -> f64 {
+        self.first.1 + (x - self.first.0) * self.slope()
+    }
 }
 
 /// A table, and the steps below it.
@@ -372,6 +458,11 @@ mod tests {
 
     #[test]
     fn steps_are_found_where_xen_recalibrates() {
+        let recalibration = |samples: &[XenpfCounters]| {
+            let mut steps = Steps::default();
+            samples.iter().for_each(|sample| steps.push(sample));
+            steps.recalibration()
+        };
         let seen = recalibration(&samples(250.0, 0.0));
         assert_eq!(seen.count, 4);
         assert!((seen.median_step_ns - 250.0).abs() < 4.0 && (seen.largest_step_ns - 250.0).abs() < 4.0, "{seen:?}");
@@ -381,11 +472,24 @@ mod tests {
     #[test]
     fn a_timer_that_wraps_has_its_rate() {
         let samples = samples(0.0, 0.0);
-        let counted = samples.iter().map(|sample| sample.count.wrapping_sub(samples[0].count) & 0xffff_ffff).collect();
-        let course = Course { timer: Timer::Hpet, name: "hpet".to_owned(), samples, counted };
+        let mut course = Course::from(Timer::Hpet, samples[0]);
+        samples[1..].iter().for_each(|sample| course.take(*sample));
         let report = course.report("hpet", 3e9, 1000.0);
         assert!(report.off_ppm.expect("a nominal rate").abs() < report.uncertainty_ppm, "{report:?}");
         assert!(report.uncertainty_ppm < 1.0 && report.sample_ns == Some(1000.0));
+    }
+
+    #[test]
+    fn an_hour_takes_no_more_memory_than_a_minute() {
+        let mut course = Course::from(Timer::Platform, XenpfCounters::default());
+        for number in 1..720_000 {
+            course.take(XenpfCounters { tsc: number, tsc_end: 2 * number, ..XenpfCounters::default() });
+        }
+        assert_eq!((course.first.len(), course.last.len()), (END, END));
+        let kept = &course.widths.kept;
+        assert!((KEPT / 2..KEPT).contains(&kept.len()), "{}", kept.len());
+        // Of all of the time alike.
+        assert!(kept[kept.len() / 2].abs_diff(360_000) < 1000, "{}", kept[kept.len() / 2]);
     }
 
     #[test]
