@@ -85,7 +85,7 @@ pub struct DaemonStatus {
 pub struct ClockReport {
     /// Its state now.
     pub status: Status,
-    /// Updates published since the daemon started.
+    /// Updates published; goes on from those that the daemon before left in its page.
     pub generation: u64,
     /// Seconds since 1970 with nine decimals, now; nothing before the first synchronisation.
     pub time: Option<String>,
