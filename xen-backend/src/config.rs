@@ -2,7 +2,9 @@
 //!
 //! The manual is `docs/man/radclockd.toml.5.md`; the commented example, `radclockd.toml`, doubles as the default.
 
+use std::collections::BTreeSet;
 use std::fmt;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -235,11 +237,31 @@ impl Config {
             }
         })?;
         let whole = |message: String| ConfigError::Whole { path: path.to_owned(), message };
+        if let Some(problem) = config.doubled() {
+            return Err(whole(problem));
+        }
         match config.sources() {
             0 => Err(whole("there is nothing to follow: name a server in [server], or a [[phc]]".to_owned())),
             1..=MAX_SERVERS => Ok(config),
             many => Err(whole(format!("{many} servers and clocks to follow: at most {MAX_SERVERS} are allowed"))),
         }
+    }
+
+    /// What is wrong if one source is named as if it were two: it would have two votes, or the second one no address.
+    fn doubled(&self) -> Option<String> {
+        let mut seen = BTreeSet::new();
+        for server in &self.server {
+            let Ok(address) = server.address.0.parse::<IpAddr>() else { continue };
+            if server.pool.0 > 1 {
+                return Some(format!("server.pool is for a name with several addresses, {address} is one"));
+            }
+            let address = SocketAddr::new(address.to_canonical(), server.port());
+            if !seen.insert(address.to_string()) {
+                return Some(format!("the server {address} is named twice"));
+            }
+        }
+        let clock = self.phc.iter().find(|phc| !seen.insert(phc.device.0.display().to_string()))?;
+        Some(format!("the clock {} is named twice", clock.device.0.display()))
     }
 
     /// How many servers and clocks are followed, pools counted by their members.
@@ -343,7 +365,7 @@ checked_string!(
     Host(String),
     "a DNS name, an IPv4 or an IPv6 address, without a port (that is server.port)",
     |host| {
-        host.parse::<std::net::IpAddr>().is_ok()
+        host.parse::<IpAddr>().is_ok()
             || (!host.is_empty()
                 && host.len() <= 253
                 && host.trim_end_matches('.').split('.').all(|label| {
@@ -482,6 +504,31 @@ mod tests {
             parse(&format!("{}pool = 8\n{phc}", server("a"))).unwrap_err(),
             "/etc/radclock/radclockd.toml: 9 servers and clocks to follow: at most 8 are allowed"
         );
+    }
+
+    #[test]
+    fn no_source_is_named_as_if_it_were_two() {
+        let servers = |servers: &[(&str, u16, u64)]| -> String {
+            let server =
+                |(address, port, pool)| format!("[[server]]\naddress = \"{address}\"\nport = {port}\npool = {pool}\n");
+            servers.iter().copied().map(server).collect()
+        };
+        let phc = |device: &str| format!("[[phc]]\ndevice = \"{device}\"\ntimescale = \"utc\"\n");
+        for (text, problem) in [
+            (
+                servers(&[("10.0.0.1", 123, 1), ("a", 123, 1), ("10.0.0.1", 123, 1)]),
+                "the server 10.0.0.1:123 is named twice",
+            ),
+            (servers(&[("fd00::1", 123, 1), ("fd00:0::1", 123, 1)]), "the server [fd00::1]:123 is named twice"),
+            (servers(&[("10.0.0.1", 9, 1), ("::ffff:10.0.0.1", 9, 1)]), "the server 10.0.0.1:9 is named twice"),
+            (servers(&[("10.0.0.1", 123, 2)]), "server.pool is for a name with several addresses, 10.0.0.1 is one"),
+            (phc("/dev/ptp0") + &phc("/dev/ptp0"), "the clock /dev/ptp0 is named twice"),
+        ] {
+            assert_eq!(parse(&text).unwrap_err(), format!("/etc/radclock/radclockd.toml: {problem}"));
+        }
+        // Members of a pool, and servers of a test.
+        parse(&servers(&[("a", 123, 2), ("a", 123, 1), ("10.0.0.1", 1, 1), ("10.0.0.1", 2, 1)])).unwrap();
+        parse(&(phc("/dev/ptp0") + &phc("/dev/ptp1"))).unwrap();
     }
 
     #[test]
