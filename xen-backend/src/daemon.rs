@@ -17,7 +17,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
-use crate::config::{Config, LeapSeconds, Server};
+use crate::config::{Config, Server};
 use crate::counter::{HostCounter, LocalCounter};
 use crate::excursion::{self, Excursion};
 use crate::host;
@@ -62,10 +62,7 @@ pub async fn run(config: Config, local: bool) -> anyhow::Result<()> {
     );
 
     let params = SyncParams { nominal_period, nominal_skew: NOMINAL_SKEW };
-    let list = match &config.clock.leap_seconds.0 {
-        Some(path) => keeper::leap_list(path, config.clock.leap_seconds == LeapSeconds::default())?,
-        None => None,
-    };
+    let list = keeper::leap_list(&config.clock.leap_seconds)?;
     let validity = config.clock.validity.0 * 1_000_000_000;
     let mut keeper = Keeper::new(params, config.sources(), list, Arc::clone(&counter), host_id, validity)?;
     let (polled_sender, mut polled) = mpsc::channel(16);

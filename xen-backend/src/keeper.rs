@@ -3,7 +3,6 @@
 //! Inside, all times are on a scale without leap seconds (`radclock::leap::scale`); they become UTC where the page is
 //! laid out.
 
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,6 +18,7 @@ use radclock::stamp::Stamp;
 use radclock::sync::{SyncParams, SyncReport, Verdict};
 use radclock::time::{Counter, Span, Timestamp};
 
+use crate::config::LeapSeconds;
 use crate::counter::HostCounter;
 use crate::host::SleepWatch;
 use crate::inheritance::Inheritance;
@@ -419,8 +419,9 @@ impl Keeper {
     }
 }
 
-/// Reads the leap-second list. A path that is the default one may lack: then there is no list.
-pub fn leap_list(path: &Path, is_default: bool) -> anyhow::Result<Option<LeapList>> {
+/// Reads the leap-second list that is configured, if one is. The default one may lack: then there is no list.
+pub fn leap_list(configured: &LeapSeconds) -> anyhow::Result<Option<LeapList>> {
+    let Some(path) = &configured.0 else { return Ok(None) };
     match std::fs::read_to_string(path) {
         Ok(text) => {
             let list = LeapList::parse(&text)
@@ -435,7 +436,7 @@ pub fn leap_list(path: &Path, is_default: bool) -> anyhow::Result<Option<LeapLis
             }
             Ok(Some(list))
         }
-        Err(error) if is_default && error.kind() == std::io::ErrorKind::NotFound => {
+        Err(error) if *configured == LeapSeconds::default() && error.kind() == std::io::ErrorKind::NotFound => {
             tracing::warn!("{} is missing: TAI - UTC is not known; install tzdata", path.display());
             Ok(None)
         }

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use tracing_subscriber::filter::LevelFilter;
 use xen_backend::config::{AbsolutePath, Config, DEFAULT_PATH};
-use xen_backend::{daemon, logging, replay};
+use xen_backend::{daemon, keeper, logging, replay};
 
 /// Keeps the host's RADclock and shares it with every guest.
 #[derive(Debug, Parser)]
@@ -78,6 +78,7 @@ fn run(arguments: Arguments) -> anyhow::Result<()> {
         None => (Config::example(), format!("built-in settings, as there is no {DEFAULT_PATH}")),
     };
     if arguments.check_config {
+        keeper::leap_list(&config.clock.leap_seconds)?;
         println!("{source}: ok");
         return Ok(());
     }

@@ -49,6 +49,12 @@ fn each_failure_is_one_line_that_says_what_to_do() {
             "/nonexistent/leap.list: cannot read the leap-second list (clock.leap_seconds): No such",
         ),
         (
+            &["--check-config", "--config", &list],
+            "",
+            "leap.list is no leap-second list (clock.leap_seconds): line 1 is not",
+        ),
+        (&["--check-config", "--config", &nowhere], "", "/nonexistent/leap.list: cannot read the leap-second list"),
+        (
             &["--local", "--config", platform, "--run-dir", run],
             "",
             "clock.counter is a counter of Xen's: with --local it is \"tsc\", \"monotonic-raw\" or \"auto\"",
