@@ -10,7 +10,7 @@ use xen_backend::{daemon, keeper, logging, replay};
 
 /// Keeps the host's RADclock and shares it with every guest.
 #[derive(Debug, Parser)]
-#[command(version, args_conflicts_with_subcommands = true)]
+#[command(name = "radclockd", version, args_conflicts_with_subcommands = true)]
 struct Arguments {
     /// The configuration file [default: /etc/radclock/radclockd.toml, or built-in settings without one]
     #[arg(long, value_name = "FILE")]

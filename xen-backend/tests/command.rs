@@ -75,6 +75,12 @@ fn each_failure_is_one_line_that_says_what_to_do() {
 }
 
 #[test]
+fn the_version_is_that_of_radclockd() {
+    let output = Command::new(RADCLOCKD).arg("--version").output().unwrap();
+    assert_eq!(String::from_utf8(output.stdout).unwrap(), concat!("radclockd ", env!("CARGO_PKG_VERSION"), "\n"));
+}
+
+#[test]
 fn a_machine_without_xen_is_told_of_local() {
     if std::fs::read_to_string("/sys/hypervisor/type").is_ok_and(|kind| kind.trim() == "xen") {
         panic!("this test is for a machine that does not run on Xen");

@@ -10,7 +10,7 @@ use simulator::trace::Trace;
 
 /// Write a simulated trace: stamps with the true times beside them.
 #[derive(Parser)]
-#[command(version)]
+#[command(name = "simulate", version)]
 struct Arguments {
     /// The kind of trace; without it, the kinds are listed.
     family: Option<String>,
