@@ -16,8 +16,8 @@ use radclock::sync::{SyncParams, Synchroniser};
 ///
 /// # Errors
 ///
-/// A file cannot be read, a line of it is no stamp, or there are more than eight. Whoever reads the output may leave
-/// early.
+/// A file cannot be read, a line of it is no stamp, or none is one; or there are more than eight. Whoever reads the output
+/// may leave early.
 pub fn run(paths: &[PathBuf], nominal_hz: f64) -> anyhow::Result<()> {
     let params = SyncParams { nominal_period: 1.0 / nominal_hz, ..SyncParams::default() };
     let sync = Synchroniser::new(params.clone()).context("--nominal-hz is out of range")?;
@@ -25,18 +25,29 @@ pub fn run(paths: &[PathBuf], nominal_hz: f64) -> anyhow::Result<()> {
         // Behind the iterator, since a line that cannot be read ends it.
         let mut broken = None;
         let lines = replay(lines(path, &mut broken)?, sync);
-        write(lines.map(|line| line.with_context(|| path.display().to_string())))?;
-        return unbroken(path, broken);
+        let written = write(lines.map(|line| line.with_context(|| path.display().to_string())))?;
+        unbroken(path, broken)?;
+        ensure_any(path, written.stamps)?;
+        written.conclude(nominal_hz);
+        return Ok(());
     }
     anyhow::ensure!(paths.len() <= MAX_SERVERS, "{} traces: at most {MAX_SERVERS} servers are allowed", paths.len());
     let mut traces = Vec::new();
     for path in paths {
         let mut broken = None;
         let trace: Result<Vec<_>, _> = stamps(lines(path, &mut broken)?).collect();
-        traces.push(trace.with_context(|| path.display().to_string())?);
+        let trace = trace.with_context(|| path.display().to_string())?;
         unbroken(path, broken)?;
+        ensure_any(path, trace.len())?;
+        traces.push(trace);
     }
-    write(replay_several(&traces, Ensemble::new(&params, paths.len())?).map(Ok))
+    write(replay_several(&traces, Ensemble::new(&params, paths.len())?).map(Ok))?.conclude(nominal_hz);
+    Ok(())
+}
+
+fn ensure_any(path: &Path, stamps: usize) -> anyhow::Result<()> {
+    anyhow::ensure!(stamps > 0, "{}: there is no stamp in it", path.display());
+    Ok(())
 }
 
 /// The lines of a file; what goes wrong on the way ends them and goes to `broken`.
@@ -56,8 +67,27 @@ fn unbroken(path: &Path, broken: Option<io::Error>) -> anyhow::Result<()> {
     }
 }
 
-fn write(lines: impl Iterator<Item = anyhow::Result<String>>) -> anyhow::Result<()> {
+/// What a replay came to, as far as somebody read on.
+#[derive(Default)]
+struct Written {
+    stamps: usize,
+    is_synchronised: bool,
+}
+
+impl Written {
+    fn conclude(&self, nominal_hz: f64) {
+        if !self.is_synchronised {
+            tracing::warn!(
+                "never synchronised in {} stamps: does the counter count {nominal_hz} times a second (--nominal-hz)?",
+                self.stamps
+            );
+        }
+    }
+}
+
+fn write(lines: impl Iterator<Item = anyhow::Result<String>>) -> anyhow::Result<Written> {
     let mut output = BufWriter::new(io::stdout().lock());
+    let mut written = Written::default();
     for line in lines {
         let line = match line {
             Ok(line) => line,
@@ -66,13 +96,16 @@ fn write(lines: impl Iterator<Item = anyhow::Result<String>>) -> anyhow::Result<
                 return Err(error);
             }
         };
+        written.stamps += 1;
+        // Without a clock it is a comment.
+        written.is_synchronised |= !line.starts_with('#');
         match writeln!(output, "{line}") {
-            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(written),
             result => result?,
         }
     }
     match output.flush() {
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
-        result => Ok(result?),
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(written),
+        result => result.map(|()| written).map_err(Into::into),
     }
 }

@@ -62,6 +62,8 @@ fn each_failure_is_one_line_that_says_what_to_do() {
         (&["--local", "--run-dir", "/proc/radclock"], "", "cannot use the run directory /proc/radclock: "),
         (&["replay", "/nonexistent.stamps"], "", "cannot open /nonexistent.stamps: No such file"),
         (&["replay", "-"], "# comment\n1 2 3 x\n", "-: line 2: "),
+        (&["replay", "-"], "# comment\n\n", "-: there is no stamp in it"),
+        (&["replay", "/dev/null", "-"], "", "/dev/null: there is no stamp in it"),
         (&["replay", "--nominal-hz", "0", "-"], "", "--nominal-hz is out of range"),
     ] {
         let (error, code) = refused(arguments, input);
@@ -136,6 +138,13 @@ fn a_trace_is_replayed_and_a_reader_may_leave_early() {
     let off = (utc.strip_prefix("1800004").unwrap().parse::<f64>().unwrap() - 999.0).abs();
     let bound: f64 = bound.parse().unwrap();
     assert!(off <= bound && bound < 1e-3, "off {off} bound {bound}");
+
+    assert!(output.stderr.is_empty());
+
+    let output = Command::new(RADCLOCKD).args(["replay", "--nominal-hz", "1.1e9"]).arg(&path).output().unwrap();
+    let error = String::from_utf8(output.stderr).unwrap();
+    let asked = "never synchronised in 4999 stamps: does the counter count 1100000000 times a second (--nominal-hz)?\n";
+    assert!(output.status.success() && error.ends_with(asked) && error.lines().count() == 1, "{error}");
 
     let mut child =
         Command::new(RADCLOCKD).arg("replay").arg(&path).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
