@@ -350,10 +350,19 @@ impl State {
     }
 
     fn look(&mut self, guests: Option<&Guests>) -> Duration {
-        let next = self.pages.look();
-        if self.keeper.content().clock.is_some() && self.pages.counter_strays() {
+        let heard = self.keeper.heard();
+        let next = self.pages.look(heard.agreed);
+        let has_clock = self.keeper.content().clock.is_some();
+        if has_clock && self.pages.counter_strays() {
             tracing::warn!("{} went astray of Xen's system time: the clock starts anew", self.keeper.counter().name());
             self.keeper.start_anew();
+            self.publish(guests);
+        } else if has_clock && let Some(off) = self.pages.parted(heard.refused) {
+            tracing::warn!(
+                "Xen's system time has left its line by the TSC by {off:.6} s for good, and a server says so too: the clock starts anew"
+            );
+            self.keeper.start_anew();
+            self.pages.forget_line();
             self.publish(guests);
         } else if self.pages.is_wire_outdated(&self.keeper) {
             self.keeper.publish();
@@ -457,9 +466,9 @@ impl LocalPages {
         let mut pages = LocalPages::Xen { wire, shown: None, vmclock, counter, line, platform, excursion };
         if !xen.is_system_time() {
             // Guests get nothing without a line.
-            let next = pages.look();
+            let next = pages.look(None);
             tokio::time::sleep(next).await;
-            pages.look();
+            pages.look(None);
         }
         Ok(pages)
     }
@@ -520,6 +529,19 @@ impl LocalPages {
         line.relation().is_some_and(|relation| relation.strays(xen.nominal_period() * 1e9, NOMINAL_SKEW))
     }
 
+    /// By how much system time, which is the counter, has left its line for good, s, if it has.
+    fn parted(&self, refused: Option<(Counter, Span)>) -> Option<f64> {
+        let LocalPages::Xen { excursion, .. } = self else { return None };
+        excursion.parted(refused)
+    }
+
+    /// System time has another line from now on.
+    fn forget_line(&mut self) {
+        if let LocalPages::Xen { excursion, .. } = self {
+            **excursion = Excursion::default();
+        }
+    }
+
     /// The clock as guests get it.
     fn wire(&self, keeper: &Keeper) -> Page {
         page(&self.wire_content(keeper), keeper)
@@ -547,8 +569,9 @@ impl LocalPages {
         vmclock.write(&page(&over_tsc(&self.wire_content(keeper), line.relation()), keeper));
     }
 
-    /// Takes the next bracket between the TSC and system time; says when to take the next.
-    fn look(&mut self) -> Duration {
+    /// Takes the next bracket between the TSC and system time; says when to take the next. `heard` is when a server last agreed
+    /// with the clock.
+    fn look(&mut self, heard: Option<Counter>) -> Duration {
         const NEVER: Duration = Duration::from_secs(3600);
         let LocalPages::Xen { counter, line, platform, excursion, .. } = self else { return NEVER };
         let HostCounter::Xen(xen) = &**counter else { return NEVER };
@@ -558,14 +581,15 @@ impl LocalPages {
                 line.extend(tsc);
                 match own {
                     Some(own) => platform.extend(own),
-                    None if xen.is_system_time() => excursion.look(tsc),
+                    None if xen.is_system_time() => excursion.look(tsc, heard),
                     None => {}
                 }
                 excursion::LOOK
             }
             Err(error) => {
                 tracing::error!("cannot read Xen's counters: {error}");
-                (*line, *platform, **excursion) = (Line::None, Line::None, Excursion::default());
+                // What system time was off its line, it still is.
+                (*line, *platform) = (Line::None, Line::None);
                 TICK
             }
         }

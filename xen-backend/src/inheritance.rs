@@ -35,6 +35,11 @@ impl Inheritance {
         Inheritance { clock, doubt, least_nanos, since: now, is_contradicted: false }
     }
 
+    /// The clock itself.
+    pub fn clock(&self) -> Clock {
+        self.clock
+    }
+
     /// Compares with the servers' clock at `now`: by their own bounds both may be right, or not.
     pub fn hear(&mut self, other: &Clock, now: Counter) {
         let known = self.clock.reading_at(now).zip(other.reading_at(now));

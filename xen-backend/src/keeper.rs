@@ -37,8 +37,18 @@ pub struct Keeper {
     max_valid_nanos: u64,
     /// What the daemon before left, as long as it has a say.
     inheritance: Option<Inheritance>,
+    heard: Heard,
     content: Content,
     page: Page,
+}
+
+/// What servers have said of the clock that is kept.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Heard {
+    /// When one last agreed with it.
+    pub agreed: Option<Counter>,
+    /// When one was last refused for contradicting it, and how far ahead of it that one was.
+    pub refused: Option<(Counter, Span)>,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -98,6 +108,7 @@ impl Keeper {
             sleep: SleepWatch::new(),
             max_valid_nanos,
             inheritance: None,
+            heard: Heard::default(),
             page: Page::new(&content),
             content,
         })
@@ -157,11 +168,32 @@ impl Keeper {
         let verdict = self.ensemble.process(source, &stamp);
         self.hear_inheritance(stamp.tf);
         self.announce_leap(stamp.tf);
+        self.remember(source, &stamp, verdict);
         match verdict {
             Verdict::Accepted => Ok(()),
             Verdict::Invalid => Err(Complaint::Invalid),
             Verdict::Insane => Err(Complaint::Insane),
         }
+    }
+
+    /// Remembers what a stamp says of the clock in the page.
+    fn remember(&mut self, source: usize, stamp: &Stamp, verdict: Verdict) {
+        let vetoed = self.inheritance.filter(Inheritance::is_contradicted);
+        let Some(clock) = vetoed.map(|inheritance| inheritance.clock()).or_else(|| self.ensemble.clock()) else {
+            return;
+        };
+        if verdict == Verdict::Insane || verdict == Verdict::Accepted && vetoed.is_some() {
+            let middle = stamp.ta.offset(stamp.tf.since(stamp.ta) / 2);
+            let by_server = stamp.tb.saturating_add(Span::from_frac(stamp.te.since(stamp.tb).as_frac() / 2));
+            self.heard.refused = Some((stamp.tf, by_server.since(clock.time_at(middle))));
+        } else if verdict == Verdict::Accepted && self.ensemble.opinion(source).standing == Standing::Truechimer {
+            self.heard.agreed = Some(stamp.tf);
+        }
+    }
+
+    /// What servers have said of the clock.
+    pub fn heard(&self) -> Heard {
+        self.heard
     }
 
     /// The servers' clock, unless the daemon before knew better.
@@ -172,7 +204,7 @@ impl Keeper {
 
     /// Whether the servers contradict what the daemon before left.
     fn is_vetoed(&self) -> bool {
-        self.inheritance.is_some_and(|inheritance| inheritance.is_contradicted())
+        self.inheritance.as_ref().is_some_and(Inheritance::is_contradicted)
     }
 
     /// Whether the page calls a clock synchronised that the servers have left behind.
@@ -282,6 +314,7 @@ impl Keeper {
         let sources = self.sources.len();
         self.ensemble = Ensemble::new(&self.params, sources).expect("these parameters were taken before");
         self.inheritance = None;
+        self.heard = Heard::default();
         self.content.clock = None;
         self.content.status = Status::Initializing;
         self.content.disruption_marker += 1;
@@ -426,4 +459,55 @@ pub fn leap_list(path: &Path, is_default: bool) -> anyhow::Result<Option<LeapLis
 
 fn nanos(nanos: u64) -> Span {
     Span::from_nanos(i64::try_from(nanos).unwrap_or(i64::MAX))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::counter::LocalCounter;
+    use radclock::stamp::StampSource;
+
+    fn keeper() -> Keeper {
+        let params = SyncParams { nominal_period: 1e-9, nominal_skew: 500e-6 };
+        let counter = Arc::new(HostCounter::Local(LocalCounter::MonotonicRaw));
+        Keeper::new(params, 1, None, counter, [7; 16], 1 << 50).expect("a keeper")
+    }
+
+    /// One that takes 200 us, by a server that is so far ahead, s.
+    fn stamp(at: Counter, ahead: f64) -> Stamp {
+        let time = Timestamp::new(1_800_000_000, 0).saturating_add(Span::from_nanos(at.0 as i64 + 100_000));
+        let time = time.saturating_add(Span::from_secs_f64(ahead));
+        Stamp {
+            ta: at,
+            tb: time,
+            te: time,
+            tf: at.offset(200_000),
+            host_error: Span::ZERO,
+            root_delay: Span::ZERO,
+            root_dispersion: Span::ZERO,
+            source: StampSource::Kernel,
+        }
+    }
+
+    #[test]
+    fn what_servers_say_of_the_clock_is_remembered() {
+        let mut keeper = keeper();
+        let start = keeper.now().expect("a reading");
+        let mut say = |second: i64, ahead| {
+            let stamp = stamp(start.offset(second * 1_000_000_000), ahead);
+            let complaint = keeper.process(0, &stamp, Counts::Utc(None)).err();
+            keeper.update();
+            (complaint, keeper.heard(), stamp.tf)
+        };
+        let (_, heard, _) = say(0, 0.0);
+        assert_eq!(heard.agreed, None, "there is no clock that it could agree with");
+        let (complaint, heard, tf) = (1..10).map(|second| say(second, 0.0)).last().expect("some");
+        assert_eq!((complaint, heard.agreed, heard.refused), (None, Some(tf), None));
+        let (complaint, heard, later) = say(10, 43.0);
+        assert_eq!((complaint, heard.agreed), (Some(Complaint::Insane), Some(tf)));
+        let (at, ahead) = heard.refused.expect("it was");
+        assert!(at == later && (ahead.as_secs_f64() - 43.0).abs() < 1e-3, "{ahead:?}");
+        keeper.start_anew();
+        assert!(keeper.heard().agreed.is_none() && keeper.heard().refused.is_none());
+    }
 }
