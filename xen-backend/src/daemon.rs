@@ -351,7 +351,7 @@ impl State {
 
     fn look(&mut self, guests: Option<&Guests>) -> Duration {
         let heard = self.keeper.heard();
-        let next = self.pages.look(heard.agreed);
+        let next = self.pages.look(self.keeper.content().clock.as_ref(), heard.agreed);
         let has_clock = self.keeper.content().clock.is_some();
         if has_clock && self.pages.counter_strays() {
             tracing::warn!("{} went astray of Xen's system time: the clock starts anew", self.keeper.counter().name());
@@ -466,9 +466,9 @@ impl LocalPages {
         let mut pages = LocalPages::Xen { wire, shown: None, vmclock, counter, line, platform, excursion };
         if !xen.is_system_time() {
             // Guests get nothing without a line.
-            let next = pages.look(None);
+            let next = pages.look(None, None);
             tokio::time::sleep(next).await;
-            pages.look(None);
+            pages.look(None, None);
         }
         Ok(pages)
     }
@@ -569,9 +569,9 @@ impl LocalPages {
         vmclock.write(&page(&over_tsc(&self.wire_content(keeper), line.relation()), keeper));
     }
 
-    /// Takes the next bracket between the TSC and system time; says when to take the next. `heard` is when a server last agreed
-    /// with the clock.
-    fn look(&mut self, heard: Option<Counter>) -> Duration {
+    /// Takes the next bracket between the TSC and system time; says when to take the next. `clock` is what is kept, and `heard`
+    /// when a server last agreed with it.
+    fn look(&mut self, clock: Option<&Clock>, heard: Option<Counter>) -> Duration {
         const NEVER: Duration = Duration::from_secs(3600);
         let LocalPages::Xen { counter, line, platform, excursion, .. } = self else { return NEVER };
         let HostCounter::Xen(xen) = &**counter else { return NEVER };
@@ -581,7 +581,7 @@ impl LocalPages {
                 line.extend(tsc);
                 match own {
                     Some(own) => platform.extend(own),
-                    None if xen.is_system_time() => excursion.look(tsc, heard),
+                    None if xen.is_system_time() => excursion.look(tsc, clock, heard),
                     None => {}
                 }
                 excursion::LOOK
@@ -614,7 +614,7 @@ fn is_outdated(shown: &Content, fresh: &Content) -> bool {
     let next_look = new.counter.offset(excursion::LOOK.as_nanos() as i64);
     let is_other = |at: Counter| {
         let (Some((old, had)), Some((new, has))) = (old.reading_at(at), new.reading_at(at)) else { return true };
-        let small = Span::from_nanos(excursion::SMALL_NANOS as i64);
+        let small = excursion::in_hand(has);
         new.since(old).abs() > small
             || has > had.saturating_add(small)
             || has.as_secs_f64() < NARROWER * had.as_secs_f64()
@@ -736,9 +736,9 @@ mod tests {
         #[test]
         fn what_is_not_outdated_covers_what_it_would_say_until_the_next_look(
             age in 0u64..2_000_000_000,
-            off in prop_oneof![-20_000i64..20_000, -10_000_000i64..10_000_000],
-            had in 20_000u64..1_000_000,
-            more in -50_000i64..50_000,
+            off in prop_oneof![-500i64..500, -20_000i64..20_000, -10_000_000i64..10_000_000],
+            had in prop_oneof![1000u64..5000, 20_000u64..1_000_000],
+            more in prop_oneof![-500i64..500, -50_000i64..50_000],
             rate in prop::sample::select(vec![1u64 << 30, 1 << 50]),
         ) {
             let shown = clock(1_000_000_000, 0, had);
@@ -750,7 +750,8 @@ mod tests {
                 let at = fresh.counter.offset(later);
                 let ((old, had), (new, has)) = shown.reading_at(at).zip(fresh.reading_at(at)).expect("readings");
                 let lacks = new.since(old).abs() + has - had;
-                prop_assert!(lacks <= Span::from_nanos(2 * excursion::SMALL_NANOS as i64 + 10), "{lacks:?}");
+                let small = excursion::in_hand(has);
+                prop_assert!(lacks <= small + small + Span::from_nanos(10), "{lacks:?}");
                 prop_assert!(has.as_secs_f64() >= NARROWER * had.as_secs_f64() - 1e-9);
             }
         }

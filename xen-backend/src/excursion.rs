@@ -36,8 +36,15 @@ const USUAL: f64 = 4.0;
 const TOLD_NANOS: i64 = 60_000_000_000;
 /// By so much of its length even a young line cannot be wrong: it is system time that left it.
 const IMPOSSIBLE: f64 = 1.0 / 16.0;
-/// What is no excursion in any case, ns: any bound over a network has that much in hand.
-pub const SMALL_NANOS: f64 = 5_000.0;
+/// What no bound over a network need tell of, ns: it has that much in hand.
+const SMALL_NANOS: i64 = 5_000;
+/// A narrower bound, as by a PTP clock, has such a share of itself in hand.
+const SMALL_SHARE: i128 = 8;
+
+/// What a bound has in hand, so that it need not be another for that.
+pub fn in_hand(bound: Span) -> Span {
+    Span::from_nanos(SMALL_NANOS).min(Span::from_frac(bound.as_frac() / SMALL_SHARE))
+}
 
 /// Watches for excursions.
 #[derive(Clone, Debug)]
@@ -135,8 +142,9 @@ impl Default for Excursion {
 }
 
 impl Excursion {
-    /// Takes the next reading of both counters. `heard` is when a server last agreed with the clock, in system time.
-    pub fn look(&mut self, sample: Sample, heard: Option<Counter>) {
+    /// Takes the next reading of both counters. `clock` is what is kept over system time, and `heard` when a server last agreed
+    /// with it.
+    pub fn look(&mut self, sample: Sample, clock: Option<&Clock>, heard: Option<Counter>) {
         let before = self.added.take();
         // Either clock was set back, as on another host: what was known is of the past.
         if self.last.is_some_and(|(last, _)| sample.tsc.since(last.tsc) <= 0 || nanos(&last, &sample) <= 0.0) {
@@ -144,7 +152,8 @@ impl Excursion {
         }
         let residual = self.line.map(|line| {
             let residual = line.residual(&sample);
-            self.added = self.judge(&line, &sample, residual);
+            let bound = clock.map_or(Span::MAX, |clock| clock.max_error_at(Counter(sample.system_time)));
+            self.added = self.judge(&line, &sample, residual, in_hand(bound));
             residual
         });
         let residual = residual.unwrap_or_default();
@@ -201,9 +210,9 @@ impl Excursion {
         }
     }
 
-    fn judge(&self, line: &Line, sample: &Sample, residual: f64) -> Option<Added> {
+    fn judge(&self, line: &Line, sample: &Sample, residual: f64, in_hand: Span) -> Option<Added> {
         let width = sample.half_width as f64 * line.rate + 2.0;
-        if residual.abs() <= USUAL * line.usual + width + SMALL_NANOS {
+        if residual.abs() <= USUAL * line.usual + width + in_hand.as_secs_f64() * 1e9 {
             return None;
         }
         let (last, before) = self.last?;
@@ -267,7 +276,7 @@ mod tests {
         let mut excursion = Excursion::default();
         let looks = seconds * RATE;
         for look in 0..looks {
-            excursion.look(sample(look as f64 * STEP, noise(look)), None);
+            excursion.look(sample(look as f64 * STEP, noise(look)), None, None);
             // What is usual shows in time.
             assert!(look < 30 * RATE || excursion.added.is_none(), "look {look}");
         }
@@ -315,7 +324,7 @@ mod tests {
         let wider = |look: usize| {
             let since = look as f64 * STEP;
             let heard = heard(since).map(|at| Counter(sample(start + at, off(at)).system_time));
-            excursion.look(sample(start + since, off(since)), heard);
+            excursion.look(sample(start + since, off(since)), None, heard);
             excursion.added.is_some().then_some(look)
         };
         (0..seconds * RATE).filter_map(wider).collect()
@@ -368,9 +377,24 @@ mod tests {
     }
 
     #[test]
+    fn a_narrow_bound_has_less_in_hand() {
+        let (excursion, start) = after(70, |_| 0.0);
+        for (max_error_nanos, off, is_seen) in [(300_000, 4000.0, false), (300_000, 6000.0, true), (2000, 600.0, true)]
+        {
+            let period = radclock::clock::Period::from_secs_f64(1e-9).expect("a period");
+            let now = Sample { half_width: 1, ..sample(start, off) };
+            let (counter, time) = (Counter(now.system_time), radclock::time::Timestamp::new(1_800_000_000, 0));
+            let clock = Clock { counter, time, period, period_max_error: 1 << 30, max_error_nanos };
+            let mut excursion = excursion.clone();
+            excursion.look(now, Some(&clock), None);
+            assert_eq!(excursion.goes_on(), is_seen, "{off} ns of {max_error_nanos}");
+        }
+    }
+
+    #[test]
     fn a_clock_that_is_set_back_starts_anew() {
         let (mut excursion, _) = after(70, |_| 0.0);
-        excursion.look(sample(1e9, 0.0), None);
+        excursion.look(sample(1e9, 0.0), None, None);
         assert!(excursion.line.is_none() && excursion.added.is_none());
     }
 
@@ -387,7 +411,7 @@ mod tests {
             let off = |at: f64| triangle(at - start - begin, height);
             for look in 0..5 * RATE {
                 let at = start + look as f64 * STEP;
-                excursion.look(sample(at, off(at)), None);
+                excursion.look(sample(at, off(at)), None, None);
                 let Added { nanos, rate } = excursion.added.unwrap_or_default();
                 let since = at - start - begin;
                 // Two looks in it, and none at its far end, where it is over before the next.
@@ -395,7 +419,7 @@ mod tests {
                     continue;
                 }
                 // The noise has two levels, of which the line may be either.
-                let hand = SMALL_NANOS + (USUAL + 1.0) * 2.0 * noise + 1000.0;
+                let hand = SMALL_NANOS as f64 + (USUAL + 1.0) * 2.0 * noise + 1000.0;
                 // What is not seen yet has only now begun to matter.
                 let parts: &[f64] = if excursion.goes_on() { &[0.0, 0.3, 0.7, 1.0] } else { &[0.0] };
                 for part in parts {
@@ -411,8 +435,8 @@ mod tests {
         #[test]
         fn a_widened_clock_is_the_same_with_a_wider_bound(height in prop_oneof![-15e6..-1e5, 1e5f64..15e6], age in 0u64..20_000_000_000) {
             let (mut excursion, start) = after(70, |_| 0.0);
-            excursion.look(sample(start, 0.0), None);
-            excursion.look(sample(start + STEP, height), None);
+            excursion.look(sample(start, 0.0), None, None);
+            excursion.look(sample(start + STEP, height), None, None);
             let at = Counter(excursion.last.expect("it has looked").0.system_time);
             let clock = Clock {
                 counter: Counter(at.0 - age),
