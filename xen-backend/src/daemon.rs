@@ -21,6 +21,7 @@ use crate::config::{Config, LeapSeconds, Server};
 use crate::counter::{HostCounter, LocalCounter};
 use crate::excursion::{self, Excursion};
 use crate::host;
+use crate::inheritance::Twins;
 use crate::keeper::{self, Complaint, Keeper};
 use crate::ntp::client::{Addresses, Client};
 use crate::pages::{PageFile, RunDir};
@@ -364,6 +365,8 @@ impl State {
             self.keeper.start_anew();
             self.pages.forget_line();
             self.publish(guests);
+        } else if self.pages.doubt(&self.keeper).is_some_and(|doubt| self.keeper.doubt(doubt)) {
+            self.show(guests);
         } else if self.pages.is_wire_outdated(&self.keeper) {
             self.keeper.publish();
             self.show(guests);
@@ -425,6 +428,8 @@ enum LocalPages {
         platform: Line,
         /// System time's excursions, if it is the counter.
         excursion: Box<Excursion>,
+        /// What the daemon before left in both pages, as long as it has a say.
+        twins: Option<Box<Twins>>,
     },
 }
 
@@ -463,7 +468,7 @@ impl LocalPages {
         let (line, platform) = (Line::None, Line::None);
         let excursion = Box::default();
         let counter = Arc::clone(counter);
-        let mut pages = LocalPages::Xen { wire, shown: None, vmclock, counter, line, platform, excursion };
+        let mut pages = LocalPages::Xen { wire, shown: None, vmclock, counter, line, platform, excursion, twins: None };
         if !xen.is_system_time() {
             // Guests get nothing without a line.
             let next = pages.look(None, None);
@@ -475,23 +480,37 @@ impl LocalPages {
 
     /// What a daemon before left on the page over this counter, if there is one, and how far it may be off because a counter was
     /// held up since.
-    fn left_over(&self, host_id: [u8; 16], counter: CounterId) -> Option<(Page, Span)> {
+    fn left_over(&mut self, host_id: [u8; 16], counter: CounterId) -> Option<(Page, Span)> {
         let (wire, vmclock) = match self {
             LocalPages::Local(page) => return Some((page.left_over(host_id, counter)?, Span::ZERO)),
             LocalPages::Xen { wire, vmclock, .. } => (wire, vmclock),
         };
         let over_system_time = wire.left_over(host_id, CounterId::XEN_SYSTEM_TIME);
         let over_tsc = vmclock.left_over(host_id, CounterId::X86_TSC);
-        let doubt = match (&over_system_time, &over_tsc) {
-            (Some(one), Some(other)) => contradiction(one, other, &self.xen()?.tsc_sample().ok()?)?,
-            _ => Span::ZERO,
+        let both = over_system_time.as_ref().zip(over_tsc.as_ref());
+        let found = match both {
+            Some((one, other)) => Some(Box::new(Twins::new(one, other, &self.xen()?.tsc_sample().ok()?)?)),
+            None => None,
         };
+        let doubt = found.as_ref().map_or(Span::ZERO, |twins| twins.apart());
         let page = match counter {
             CounterId::XEN_SYSTEM_TIME => over_system_time,
             CounterId::X86_TSC => over_tsc,
             _ => None,
         };
+        if let LocalPages::Xen { twins, .. } = self {
+            *twins = found;
+        }
         Some((page?, doubt))
+    }
+
+    /// How far what the daemon before left may be off by now, as long as it has a say.
+    fn doubt(&mut self, keeper: &Keeper) -> Option<Span> {
+        let LocalPages::Xen { twins, .. } = self else { return None };
+        if !keeper.is_inheriting() {
+            *twins = None;
+        }
+        twins.as_ref().map(|twins| twins.apart())
     }
 
     fn xen(&self) -> Option<&XenCounter> {
@@ -573,12 +592,15 @@ impl LocalPages {
     /// when a server last agreed with it.
     fn look(&mut self, clock: Option<&Clock>, heard: Option<Counter>) -> Duration {
         const NEVER: Duration = Duration::from_secs(3600);
-        let LocalPages::Xen { counter, line, platform, excursion, .. } = self else { return NEVER };
+        let LocalPages::Xen { counter, line, platform, excursion, twins, .. } = self else { return NEVER };
         let HostCounter::Xen(xen) = &**counter else { return NEVER };
         let samples = xen.tsc_sample().and_then(|tsc| Ok((tsc, xen.platform_sample()?)));
         match samples {
             Ok((tsc, own)) => {
                 line.extend(tsc);
+                if let Some(twins) = twins {
+                    twins.look(&tsc);
+                }
                 match own {
                     Some(own) => platform.extend(own),
                     None if xen.is_system_time() => excursion.look(tsc, clock, heard),
@@ -594,15 +616,6 @@ impl LocalPages {
             }
         }
     }
-}
-
-/// How far a page over Xen's system time and one over the TSC contradict each other now: no time, if both may be right.
-fn contradiction(over_system_time: &Page, over_tsc: &Page, now: &Sample) -> Option<Span> {
-    let read = |page: &Page, counter| page.abi.clock().ok()?.reading_at(counter);
-    let (one, one_error) = read(over_system_time, Counter(now.system_time))?;
-    let (other, other_error) = read(over_tsc, now.tsc)?;
-    let apart = other.since(one).abs();
-    Some(if apart > one_error.saturating_add(other_error) { apart } else { Span::ZERO })
 }
 
 /// Whether a page over Xen's system time that says `shown` should say `fresh`, of which the reference is now: its time is
@@ -714,21 +727,6 @@ mod tests {
         assert!(is_outdated(&none, &some) && is_outdated(&some, &none));
         assert!(!is_outdated(&none, &none) && !is_outdated(&some, &some));
         assert!(is_outdated(&some, &Content { status: Status::Freerunning, ..some }));
-    }
-
-    #[test]
-    fn pages_contradict_each_other_once_a_counter_was_held_up() {
-        let over_system_time = Page::new(&content(Some(clock(1_000_000_000, 0, 300_000))));
-        // The TSC counts from elsewhere.
-        let tsc = |system_time: u64| Counter(system_time + 77_000_000_000);
-        let over_tsc = Clock { counter: tsc(1_000_000_000), ..clock(1_000_000_000, 0, 300_000) };
-        let over_tsc = Page::new(&Content { counter_id: CounterId::X86_TSC, ..content(Some(over_tsc)) });
-        for (lost, doubt) in [(0, 0), (500_000, 0), (100_000_000, 100_000_000), (-100_000_000, 100_000_000)] {
-            let system_time = 60_000_000_000;
-            let now = Sample { tsc: tsc(system_time).offset(lost), system_time, half_width: 100 };
-            let found = contradiction(&over_system_time, &over_tsc, &now).expect("readings");
-            assert!((found - Span::from_nanos(doubt)).abs() <= Span::from_nanos(2), "{lost}: {found:?}");
-        }
     }
 
     proptest! {

@@ -20,6 +20,7 @@ use radclock::sync::{SyncParams, SyncReport, Verdict};
 use radclock::time::{Counter, Span, Timestamp};
 
 use crate::counter::HostCounter;
+use crate::excursion;
 use crate::host::SleepWatch;
 use crate::inheritance::Inheritance;
 use crate::source::Counts;
@@ -37,6 +38,8 @@ pub struct Keeper {
     max_valid_nanos: u64,
     /// What the daemon before left, as long as it has a say.
     inheritance: Option<Inheritance>,
+    /// The page still shows it.
+    is_inherited: bool,
     heard: Heard,
     content: Content,
     page: Page,
@@ -108,6 +111,7 @@ impl Keeper {
             sleep: SleepWatch::new(),
             max_valid_nanos,
             inheritance: None,
+            is_inherited: false,
             heard: Heard::default(),
             page: Page::new(&content),
             content,
@@ -119,13 +123,14 @@ impl Keeper {
     /// it may be off by more than it says, since the counter may have been held up while no daemon ran.
     pub fn take_over(&mut self, page: &Page, doubt: Span) {
         tracing::info!("going on with the clock that the daemon before left");
-        if doubt > Span::ZERO {
+        let left = page.abi.clock().ok();
+        let bound = left.zip(self.now()).map_or(Span::ZERO, |(clock, now)| clock.max_error_at(now));
+        if doubt > bound {
             let seconds = doubt.as_secs_f64();
             tracing::warn!(
                 "the TSC and Xen's system time have parted by {seconds:.6} s since then: its bound is as much wider"
             );
         }
-        let left = page.abi.clock().ok();
         self.content.clock = left.map(|clock| {
             let max_error_nanos = clock.max_error_nanos.saturating_add(doubt.ceil_nanos().unsigned_abs());
             Clock { max_error_nanos, ..clock }
@@ -134,6 +139,7 @@ impl Keeper {
             let clock = Clock { time: self.scale.of_utc(clock.time, None)?, ..clock };
             Some(Inheritance::new(clock, doubt, self.now()?))
         });
+        self.is_inherited = true;
         self.content.disruption_marker = page.abi.disruption_marker.get();
         self.content.tai_offset = page.abi.tai_offset();
         self.content.leap_indicator = page.abi.leap_indicator;
@@ -142,6 +148,24 @@ impl Keeper {
         self.content.status = Status::Freerunning;
         self.page = Page::new(&self.content);
         self.page.ext.leap_sec = page.ext.leap_sec;
+    }
+
+    /// Whether what the daemon before left has a say still.
+    pub fn is_inheriting(&self) -> bool {
+        self.inheritance.is_some()
+    }
+
+    /// What the daemon before left may be off by `doubt` more than it says by now. Says whether there is anything new to publish.
+    pub fn doubt(&mut self, doubt: Span) -> bool {
+        let (Some(bound), Some(inheritance)) = (self.bound_now(), &mut self.inheritance) else { return false };
+        let Some(more) = inheritance.doubt(doubt, excursion::in_hand(bound)) else { return false };
+        if let Some(clock) = self.content.clock.as_mut().filter(|_| self.is_inherited) {
+            clock.max_error_nanos = clock.max_error_nanos.saturating_add(more.ceil_nanos().unsigned_abs());
+        }
+        if !self.update() {
+            self.publish();
+        }
+        true
     }
 
     /// What stands in the page.
@@ -314,6 +338,7 @@ impl Keeper {
         let sources = self.sources.len();
         self.ensemble = Ensemble::new(&self.params, sources).expect("these parameters were taken before");
         self.inheritance = None;
+        self.is_inherited = false;
         self.heard = Heard::default();
         self.content.clock = None;
         self.content.status = Status::Initializing;
@@ -345,6 +370,7 @@ impl Keeper {
             }
             let utc = self.scale.utc(clock.time);
             self.content.clock = Some(Clock { time: utc.time, ..clock });
+            self.is_inherited = false;
             self.content.valid_nanos = valid_nanos;
             self.content.leap_indicator = utc.indicator;
             self.content.tai_offset = self.scale.tai_offset(&utc);
@@ -487,6 +513,42 @@ mod tests {
             root_dispersion: Span::ZERO,
             source: StampSource::Kernel,
         }
+    }
+
+    /// What a daemon that is no more left at `at`.
+    fn left(at: Counter) -> Page {
+        let mut keeper = keeper();
+        keeper.content.status = Status::Synchronized;
+        keeper.content.clock = Some(Clock {
+            counter: at,
+            time: Timestamp::new(1_800_000_000, 0),
+            period: radclock::clock::Period::from_secs_f64(1e-9).expect("a period"),
+            period_max_error: 1 << 30,
+            max_error_nanos: 300_000,
+        });
+        keeper.publish();
+        *keeper.page()
+    }
+
+    #[test]
+    fn the_page_says_how_far_the_clock_that_was_left_is_in_doubt_as_long_as_it_shows_it() {
+        let mut keeper = keeper();
+        let start = keeper.now().expect("a reading");
+        let page = left(start);
+        keeper.take_over(&page, Span::from_nanos(1000));
+        let shown = |keeper: &Keeper| {
+            (keeper.content.generation, keeper.page.abi.clock().expect("a clock").max_error_nanos / 1000)
+        };
+        let (generation, bound) = shown(&keeper);
+        assert_eq!(bound, 301);
+        assert!(!keeper.doubt(Span::from_nanos(5000)), "it is in hand");
+        assert!(keeper.doubt(Span::from_nanos(9000)));
+        assert_eq!(shown(&keeper), (generation + 1, 309));
+        assert!(keeper.doubt(Span::from_secs(3)));
+        assert_eq!(shown(&keeper), (generation + 2, 3_000_300));
+        assert!(!keeper.doubt(Span::ZERO));
+        keeper.start_anew();
+        assert!(!keeper.is_inheriting() && !keeper.doubt(Span::from_secs(9)));
     }
 
     #[test]
