@@ -463,18 +463,18 @@ impl Line {
 impl LocalPages {
     async fn open(run_dir: &RunDir, counter: &Arc<HostCounter>) -> anyhow::Result<LocalPages> {
         let vmclock = run_dir.page("vmclock0")?;
-        let HostCounter::Xen(xen) = &**counter else { return Ok(LocalPages::Local(vmclock)) };
+        if matches!(**counter, HostCounter::Local(_)) {
+            return Ok(LocalPages::Local(vmclock));
+        }
         let wire = run_dir.page("wire0")?;
         let (line, platform) = (Line::None, Line::None);
         let excursion = Box::default();
         let counter = Arc::clone(counter);
         let mut pages = LocalPages::Xen { wire, shown: None, vmclock, counter, line, platform, excursion, twins: None };
-        if !xen.is_system_time() {
-            // Guests get nothing without a line.
-            let next = pages.look(None, None);
-            tokio::time::sleep(next).await;
-            pages.look(None, None);
-        }
+        // Without a line there is no page over the TSC, nor one for guests if the counter is not system time. Two looks are one.
+        let next = pages.look(None, None);
+        tokio::time::sleep(next).await;
+        pages.look(None, None);
         Ok(pages)
     }
 
@@ -727,6 +727,21 @@ mod tests {
         assert!(is_outdated(&none, &some) && is_outdated(&some, &none));
         assert!(!is_outdated(&none, &none) && !is_outdated(&some, &some));
         assert!(is_outdated(&some, &Content { status: Status::Freerunning, ..some }));
+    }
+
+    #[test]
+    fn two_looks_are_enough_for_the_page_over_the_tsc() {
+        let mut line = Line::None;
+        let wire = content(Some(clock(1_000_000_000, 0, 300_000)));
+        for (tsc, system_time) in [(5_000_000_000, 2_000_000_000), (5_054_000_000, 2_020_000_000)] {
+            assert_eq!(over_tsc(&wire, line.relation()).status, Status::Unreliable);
+            line.extend(Sample { tsc: Counter(tsc), system_time, half_width: 100 });
+        }
+        let content = over_tsc(&wire, line.relation());
+        assert_eq!(
+            (content.status, content.clock.map(|clock| clock.counter)),
+            (wire.status, Some(Counter(5_054_000_000)))
+        );
     }
 
     proptest! {
