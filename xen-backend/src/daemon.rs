@@ -285,7 +285,7 @@ impl Shared {
         self.changes.send_replace(());
     }
 
-    /// Looks at the TSC again; says when to look next.
+    /// Looks again whether counters go on as they did; says when to look next.
     fn look(&self) -> Duration {
         self.lock().look(self.guests.as_ref())
     }
@@ -351,6 +351,10 @@ impl State {
     }
 
     fn look(&mut self, guests: Option<&Guests>) -> Duration {
+        // Before a reader sees much of it: until then its time is wrong.
+        if self.keeper.has_slept() {
+            self.publish(guests);
+        }
         let heard = self.keeper.heard();
         let next = self.pages.look(self.keeper.content().clock.as_ref(), heard.agreed);
         let has_clock = self.keeper.content().clock.is_some();
@@ -591,9 +595,9 @@ impl LocalPages {
     /// Takes the next bracket between the TSC and system time; says when to take the next. `clock` is what is kept, and `heard`
     /// when a server last agreed with it.
     fn look(&mut self, clock: Option<&Clock>, heard: Option<Counter>) -> Duration {
-        const NEVER: Duration = Duration::from_secs(3600);
-        let LocalPages::Xen { counter, line, platform, excursion, twins, .. } = self else { return NEVER };
-        let HostCounter::Xen(xen) = &**counter else { return NEVER };
+        // One counter alone is looked at by nobody, but the machine may sleep.
+        let LocalPages::Xen { counter, line, platform, excursion, twins, .. } = self else { return excursion::LOOK };
+        let HostCounter::Xen(xen) = &**counter else { return excursion::LOOK };
         let samples = xen.tsc_sample().and_then(|tsc| Ok((tsc, xen.platform_sample()?)));
         match samples {
             Ok((tsc, own)) => {

@@ -314,9 +314,7 @@ impl Keeper {
     /// Whether the page is out of date though no stamp came: its validity has run out, a leap second came, part of a
     /// change was held back, or the machine slept.
     pub fn is_outdated(&mut self) -> bool {
-        if self.sleep.slept() {
-            tracing::warn!("the machine slept: its counter may have stopped, so the clock starts anew");
-            self.start_anew();
+        if self.has_slept() {
             return true;
         }
         let Some(now) = self.now() else { return self.content.status != Status::Unreliable };
@@ -331,6 +329,16 @@ impl Keeper {
             }
             None => self.is_left_behind(),
         }
+    }
+
+    /// Whether the machine slept since this was asked last. If so, the clock starts anew.
+    pub fn has_slept(&mut self) -> bool {
+        let slept = self.sleep.slept();
+        if slept {
+            tracing::warn!("the machine slept: its counter may have stopped, so the clock starts anew");
+            self.start_anew();
+        }
+        slept
     }
 
     /// Forgets the clock: the counter went astray.
