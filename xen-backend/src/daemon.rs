@@ -46,7 +46,7 @@ const TICK: Duration = Duration::from_secs(1);
 ///
 /// What keeps it from starting, each with what to do.
 pub async fn run(config: Config, local: bool) -> anyhow::Result<()> {
-    let run_dir = RunDir::open(&config.paths.run_dir.0)?;
+    let mut run_dir = RunDir::open(&config.paths.run_dir.0)?;
     let counter = Arc::new(if local {
         HostCounter::Local(LocalCounter::choose(config.clock.counter)?)
     } else {
@@ -75,7 +75,9 @@ pub async fn run(config: Config, local: bool) -> anyhow::Result<()> {
     let socket = config.paths.socket();
     let listener = status::listen(&socket)?;
     let mut pages = LocalPages::open(&run_dir, &counter).await?;
-    if let Some((page, doubt)) = pages.left_over(host_id, counter.id()) {
+    if run_dir.has_slept(keeper.slept_nanos()) {
+        tracing::warn!("the machine slept while no daemon ran: the clock starts anew");
+    } else if let Some((page, doubt)) = pages.left_over(host_id, counter.id()) {
         keeper.take_over(&page, doubt);
     }
     sandbox::enter(&needs(&config, &socket, local)).inspect_err(|_| remove_socket(&socket))?;
@@ -90,10 +92,11 @@ pub async fn run(config: Config, local: bool) -> anyhow::Result<()> {
     };
     // From here on nothing can fail, and what is in the run directory is a daemon's.
     pages.write(&keeper);
+    run_dir.write_slept(keeper.slept_nanos());
     let (changes, changed) = watch::channel(());
     let servers = sources.reports().map(|report| (report, None)).collect();
     let shared = Arc::new(Shared {
-        state: Mutex::new(State { keeper, pages, servers, problem: None }),
+        state: Mutex::new(State { keeper, run_dir, pages, servers, problem: None }),
         guests: guests.clone(),
         host_id: host::hex(host_id),
         time_domain: config.clock.time_domain.0.clone(),
@@ -169,6 +172,7 @@ pub struct Shared {
 
 struct State {
     keeper: Keeper,
+    run_dir: RunDir,
     pages: LocalPages,
     /// Each source, and what was wrong with its last answer.
     servers: Vec<(ServerReport, Option<Complaint>)>,
@@ -386,6 +390,7 @@ impl State {
             guests.publish(&self.pages.wire(&self.keeper));
         }
         self.pages.write(&self.keeper);
+        self.run_dir.write_slept(self.keeper.slept_nanos());
     }
 
     /// Nobody keeps the pages from here on: their bounds go on growing, and they say so.

@@ -331,6 +331,11 @@ impl Keeper {
         }
     }
 
+    /// How long the machine had slept since it booted when the clock was last known to go on, ns.
+    pub fn slept_nanos(&self) -> i128 {
+        self.sleep.slept_nanos()
+    }
+
     /// Whether the machine slept since this was asked last. If so, the clock starts anew.
     pub fn has_slept(&mut self) -> bool {
         let slept = self.sleep.slept();
