@@ -24,7 +24,7 @@ use crate::host;
 use crate::inheritance::Twins;
 use crate::keeper::{self, Complaint, Keeper};
 use crate::ntp::client::{Addresses, Client};
-use crate::pages::{PageFile, RunDir};
+use crate::pages::{PageFile, RunDir, has_time};
 use crate::phc::PhcClient;
 use crate::relation::{Relation, Sample};
 use crate::sandbox::{self, Needs};
@@ -75,9 +75,13 @@ pub async fn run(config: Config, local: bool) -> anyhow::Result<()> {
     let socket = config.paths.socket();
     let listener = status::listen(&socket)?;
     let mut pages = LocalPages::open(&run_dir, &counter).await?;
-    if run_dir.has_slept(keeper.slept_nanos()) {
+    let mut left = pages.left_over(host_id, counter.id());
+    if left.clock.is_some() && run_dir.has_slept(keeper.slept_nanos()) {
         tracing::warn!("the machine slept while no daemon ran: the clock starts anew");
-    } else if let Some((page, doubt)) = pages.left_over(host_id, counter.id()) {
+        left.clock = None;
+    }
+    keeper.go_on_from_marker(left.marker());
+    if let Some((page, doubt)) = left.clock {
         keeper.take_over(&page, doubt);
     }
     sandbox::enter(&needs(&config, &socket, local)).inspect_err(|_| remove_socket(&socket))?;
@@ -442,6 +446,39 @@ enum LocalPages {
     },
 }
 
+/// What a daemon before left since the host booted.
+#[derive(Debug, Default)]
+struct LeftOver {
+    /// How often the counter had been disrupted.
+    disruption_marker: u64,
+    /// There is a time that can be read.
+    was_readable: bool,
+    /// A page is to be over another counter than it was.
+    is_other_counter: bool,
+    /// The page to go on with, and how far it may be off by more than it says.
+    clock: Option<(Page, Span)>,
+}
+
+impl LeftOver {
+    /// Of the pages that are there, with what they are to be over from now on; without a clock.
+    fn of(pages: &[(Option<&Page>, CounterId)]) -> LeftOver {
+        let mut left = LeftOver::default();
+        for (page, counter) in pages.iter().filter_map(|&(page, counter)| Some((page?, counter))) {
+            left.disruption_marker = left.disruption_marker.max(page.abi.disruption_marker.get());
+            left.was_readable |= page.abi.status().is_readable();
+            left.is_other_counter |= page.abi.counter_id != counter.0;
+        }
+        left
+    }
+
+    /// The marker to go on from: who has read a counter under that daemon must not take it for a reading under this one, unless
+    /// it is one.
+    fn marker(&self) -> u64 {
+        let is_disrupted = self.is_other_counter || self.was_readable && self.clock.is_none();
+        self.disruption_marker.wrapping_add(is_disrupted.into())
+    }
+}
+
 /// What is known of a counter against Xen's system time.
 enum Line {
     None,
@@ -487,15 +524,28 @@ impl LocalPages {
         Ok(pages)
     }
 
-    /// What a daemon before left on the page over this counter, if there is one, and how far it may be off because a counter was
-    /// held up since.
-    fn left_over(&mut self, host_id: [u8; 16], counter: CounterId) -> Option<(Page, Span)> {
-        let (wire, vmclock) = match self {
-            LocalPages::Local(page) => return Some((page.left_over(host_id, counter)?, Span::ZERO)),
-            LocalPages::Xen { wire, vmclock, .. } => (wire, vmclock),
-        };
-        let over_system_time = wire.left_over(host_id, CounterId::XEN_SYSTEM_TIME);
-        let over_tsc = vmclock.left_over(host_id, CounterId::X86_TSC);
+    /// What a daemon before left, with its clock over this counter, if there is one.
+    fn left_over(&mut self, host_id: [u8; 16], counter: CounterId) -> LeftOver {
+        match self {
+            LocalPages::Local(page) => {
+                let page = page.left_over(host_id);
+                let mut left = LeftOver::of(&[(page.as_ref(), counter)]);
+                left.clock = page.filter(|page| has_time(page, counter)).map(|page| (page, Span::ZERO));
+                left
+            }
+            LocalPages::Xen { wire, vmclock, .. } => {
+                let [wire, vmclock] = [wire, vmclock].map(|page| page.left_over(host_id));
+                let pages = [(wire, CounterId::XEN_SYSTEM_TIME), (vmclock, CounterId::X86_TSC)];
+                let mut left = LeftOver::of(&pages.each_ref().map(|(page, counter)| (page.as_ref(), *counter)));
+                left.clock = self.left_clock(pages, counter);
+                left
+            }
+        }
+    }
+
+    /// The clock over this counter, and how far it may be off because a counter was held up since.
+    fn left_clock(&mut self, pages: [(Option<Page>, CounterId); 2], counter: CounterId) -> Option<(Page, Span)> {
+        let [over_system_time, over_tsc] = pages.map(|(page, counter)| page.filter(|page| has_time(page, counter)));
         let both = over_system_time.as_ref().zip(over_tsc.as_ref());
         let found = match both {
             Some((one, other)) => Some(Box::new(Twins::new(one, other, &self.xen()?.tsc_sample().ok()?)?)),
@@ -736,6 +786,28 @@ mod tests {
         assert!(is_outdated(&none, &some) && is_outdated(&some, &none));
         assert!(!is_outdated(&none, &none) && !is_outdated(&some, &some));
         assert!(is_outdated(&some, &Content { status: Status::Freerunning, ..some }));
+    }
+
+    #[test]
+    fn the_disruption_marker_goes_on_over_a_restart() {
+        let page = |status, counter_id, disruption_marker| {
+            Page::new(&Content { status, counter_id, disruption_marker, ..content(Some(clock(0, 0, 300_000))) })
+        };
+        let [wire, tsc, raw] = [CounterId::XEN_SYSTEM_TIME, CounterId::X86_TSC, CounterId::MONOTONIC_RAW];
+        let marker = |pages: &[(Option<&Page>, CounterId)], is_taken| {
+            let left = LeftOver::of(pages);
+            LeftOver { clock: pages[0].0.filter(|_| is_taken).map(|page| (*page, Span::ZERO)), ..left }.marker()
+        };
+        let readable = page(Status::Freerunning, tsc, 3);
+        let blank = page(Status::Initializing, tsc, 3);
+        assert_eq!(marker(&[(None, tsc)], false), 0);
+        assert_eq!(marker(&[(Some(&readable), tsc)], true), 3);
+        assert_eq!(marker(&[(Some(&readable), tsc)], false), 4, "a clock that is given up");
+        assert_eq!(marker(&[(Some(&blank), tsc)], false), 3, "after a sleep");
+        assert_eq!(marker(&[(Some(&blank), raw)], false), 4, "another counter");
+        assert_eq!(marker(&[(Some(&readable), raw)], false), 4);
+        let newer = page(Status::Unreliable, wire, 5);
+        assert_eq!(marker(&[(Some(&newer), wire), (Some(&blank), tsc)], false), 5);
     }
 
     #[test]

@@ -118,6 +118,12 @@ impl Keeper {
         })
     }
 
+    /// Says that the counter was disrupted as often as this by now, to whoever has read it under a daemon before.
+    pub fn go_on_from_marker(&mut self, disruption_marker: u64) {
+        self.content.disruption_marker = disruption_marker;
+        self.page = Page::new(&self.content);
+    }
+
     /// Goes on with the page of a daemon before: right to within its growing bound, which is better than nothing until
     /// the servers have been heard, and for an hour better than servers that contradict it ([`Inheritance`]). `doubt` is what
     /// it may be off by more than it says, since the counter may have been held up while no daemon ran.
@@ -140,7 +146,6 @@ impl Keeper {
             Some(Inheritance::new(clock, doubt, self.now()?))
         });
         self.is_inherited = true;
-        self.content.disruption_marker = page.abi.disruption_marker.get();
         self.content.tai_offset = page.abi.tai_offset();
         self.content.leap_indicator = page.abi.leap_indicator;
         self.content.generation = page.ext.generation.get();

@@ -179,17 +179,18 @@ impl PageFile {
         }
     }
 
-    /// What stands in the page, if a daemon before left a time there that can still be read: the same host, not
-    /// booted anew, and the same counter.
-    pub fn left_over(&self, host_id: [u8; 16], counter: CounterId) -> Option<Page> {
+    /// What stands in the page, if a daemon before left it since the host booted.
+    pub fn left_over(&self, host_id: [u8; 16]) -> Option<Page> {
         let page = self.shared().snapshot().ok()?;
-        let usable = page.abi.check_layout().is_ok()
-            && page.abi.counter_id == counter.0
-            && page.abi.status().is_readable()
-            && page.abi.clock().is_ok()
-            && page.extension().is_some_and(|extension| extension.host_id == host_id);
-        usable.then_some(page)
+        let is_ours =
+            page.abi.check_layout().is_ok() && page.extension().is_some_and(|extension| extension.host_id == host_id);
+        is_ours.then_some(page)
     }
+}
+
+/// Whether there is a time in the page that can be read by this counter.
+pub fn has_time(page: &Page, counter: CounterId) -> bool {
+    page.abi.counter_id == counter.0 && page.abi.status().is_readable() && page.abi.clock().is_ok()
 }
 
 /// The page that a daemon before left, if it is ours and has the right size.
@@ -270,7 +271,7 @@ mod tests {
         let path = dir.path().join("run");
         let run = RunDir::open(&path).unwrap();
         let first = run.page("vmclock0").unwrap();
-        assert_eq!(first.left_over([7; 16], CounterId::X86_TSC), None);
+        assert_eq!(first.left_over([7; 16]), None);
         first.write(&page([7; 16]));
         let inode = std::fs::metadata(path.join("vmclock0")).unwrap().ino();
         drop((first, run));
@@ -279,10 +280,11 @@ mod tests {
         let second = run.page("vmclock0").unwrap();
         let metadata = std::fs::metadata(path.join("vmclock0")).unwrap();
         assert_eq!((metadata.ino(), metadata.len(), metadata.mode() & 0o777), (inode, 4096, 0o644));
-        let left = second.left_over([7; 16], CounterId::X86_TSC).unwrap();
+        let left = second.left_over([7; 16]).unwrap();
+        assert!(has_time(&left, CounterId::X86_TSC));
         assert_eq!(left.abi.clock(), page([7; 16]).abi.clock());
-        assert_eq!(second.left_over([8; 16], CounterId::X86_TSC), None, "another boot");
-        assert_eq!(second.left_over([7; 16], CounterId::MONOTONIC_RAW), None, "another counter");
+        assert_eq!(second.left_over([8; 16]), None, "another boot");
+        assert!(!has_time(&left, CounterId::MONOTONIC_RAW), "another counter");
     }
 
     #[test]
