@@ -79,6 +79,8 @@ pub async fn run(config: Config, local: bool) -> anyhow::Result<()> {
     if left.clock.is_some() && run_dir.has_slept(keeper.slept_nanos()) {
         tracing::warn!("the machine slept while no daemon ran: the clock starts anew");
         left.clock = None;
+    } else if left.clock.is_none() && left.was_readable {
+        tracing::warn!("what the daemon before left says nothing of {}: the clock starts anew", counter.name());
     }
     keeper.go_on_from_marker(left.marker());
     if let Some((page, doubt)) = left.clock {
