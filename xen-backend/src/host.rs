@@ -25,6 +25,9 @@ fn parse(uuid: &str) -> Option<[u8; 16]> {
     Some(u128::from_str_radix(&digits, 16).ok()?.to_be_bytes())
 }
 
+/// What is no sleep, ns: two clocks are read one after the other.
+pub const NO_SLEEP_NANOS: i128 = 1_000_000;
+
 /// Tells whether the machine slept: then the counter may have stood still or started over.
 #[derive(Debug)]
 pub struct SleepWatch {
@@ -37,11 +40,15 @@ impl SleepWatch {
         SleepWatch { slept_nanos: slept() }
     }
 
+    /// How long it had slept since it booted, by what was seen last, ns.
+    pub fn slept_nanos(&self) -> i128 {
+        self.slept_nanos
+    }
+
     /// Whether the machine slept since the last call.
     pub fn slept(&mut self) -> bool {
-        // Two readings, one after the other: a millisecond is no sleep.
         let now = slept();
-        let slept = now - self.slept_nanos > 1_000_000;
+        let slept = now - self.slept_nanos > NO_SLEEP_NANOS;
         if slept {
             self.slept_nanos = now;
         }

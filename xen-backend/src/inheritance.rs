@@ -3,7 +3,10 @@
 //! bounds the new clock's error from both sides.
 
 use radclock::clock::Clock;
+use radclock::page::Page;
 use radclock::time::{Counter, Span};
+
+use crate::relation::Sample;
 
 /// After so long without a contradiction the new clock knows as much, s; and after so long a contradiction the servers are
 /// believed: the predecessor may have been misled itself.
@@ -18,6 +21,8 @@ pub struct Inheritance {
     clock: Clock,
     /// What it may be off by more than it says.
     doubt: Span,
+    /// How much of that whoever has the clock was told.
+    told: Span,
     /// The bound on a new clock is no narrower than this, ns.
     least_nanos: u64,
     /// Since when it was agreed with, or contradicted, without a break.
@@ -32,7 +37,22 @@ impl Inheritance {
         let error_at = |counts| clock.max_error_at(clock.counter.offset(counts)).ceil_nanos().unsigned_abs();
         let is_new = error_at(in_a_while) >= error_at(0).saturating_mul(2);
         let least_nanos = if is_new { 0 } else { clock.max_error_nanos };
-        Inheritance { clock, doubt, least_nanos, since: now, is_contradicted: false }
+        Inheritance { clock, doubt, told: doubt, least_nanos, since: now, is_contradicted: false }
+    }
+
+    /// The clock itself.
+    pub fn clock(&self) -> Clock {
+        self.clock
+    }
+
+    /// It may be off by `doubt` by now; says how much more that is than was told, once it is more than `in_hand`.
+    pub fn doubt(&mut self, doubt: Span, in_hand: Span) -> Option<Span> {
+        self.doubt = self.doubt.max(doubt);
+        let more = self.doubt - self.told;
+        (more > in_hand).then(|| {
+            self.told = self.doubt;
+            more
+        })
     }
 
     /// Compares with the servers' clock at `now`: by their own bounds both may be right, or not.
@@ -68,12 +88,52 @@ impl Inheritance {
     }
 }
 
+/// The one clock that the daemon before left over two counters. Where the two pages part, one of the counters was held up; and
+/// as long as Xen makes up for that, they go on parting.
+#[derive(Clone, Copy, Debug)]
+pub struct Twins {
+    over_system_time: Clock,
+    over_tsc: Clock,
+    /// The farthest so far.
+    apart: Span,
+}
+
+impl Twins {
+    /// Nothing unless both pages have a clock that can be read `now`.
+    pub fn new(over_system_time: &Page, over_tsc: &Page, now: &Sample) -> Option<Twins> {
+        let clock = |page: &Page| page.abi.clock().ok();
+        let (over_system_time, over_tsc) = clock(over_system_time).zip(clock(over_tsc))?;
+        let mut twins = Twins { over_system_time, over_tsc, apart: Span::ZERO };
+        twins.apart = twins.apart_at(now)?;
+        Some(twins)
+    }
+
+    /// Which of them is wrong cannot be told, and their bounds say nothing of it: what each is wrong by is in the other as well.
+    fn apart_at(&self, now: &Sample) -> Option<Span> {
+        let (one, _) = self.over_system_time.reading_at(Counter(now.system_time))?;
+        let (other, _) = self.over_tsc.reading_at(now.tsc)?;
+        Some(other.since(one).abs())
+    }
+
+    /// Takes the next reading of both counters.
+    pub fn look(&mut self, now: &Sample) {
+        self.apart = self.apart.max(self.apart_at(now).unwrap_or(Span::MAX));
+    }
+
+    /// How far the clock may be off by more than it says.
+    pub fn apart(&self) -> Span {
+        self.apart
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::excursion::in_hand;
     use proptest::prelude::*;
-    use radclock::clock::Period;
-    use radclock::time::{Span, Timestamp};
+    use radclock::clock::{Period, Status};
+    use radclock::page::{Content, CounterId, Flags};
+    use radclock::time::Timestamp;
 
     fn clock(at: u64, off: f64) -> Clock {
         Clock {
@@ -102,6 +162,89 @@ mod tests {
             assert!(!inheritance.is_heard(at(secs)));
         }
         assert!(inheritance.is_heard(at(5601)));
+    }
+
+    /// As it stands in a page over another counter.
+    fn page(clock: Clock) -> Page {
+        Page::new(&Content {
+            counter_id: CounterId::XEN_SYSTEM_TIME,
+            status: Status::Freerunning,
+            clock: Some(clock),
+            disruption_marker: 0,
+            disruption: Flags::empty(),
+            tai_offset: None,
+            leap_indicator: 0,
+            host_id: [0; 16],
+            generation: 0,
+            valid_nanos: 0,
+        })
+    }
+
+    /// The TSC counts from elsewhere.
+    fn tsc(nanos: u64) -> Counter {
+        Counter(nanos + 77_000_000_000)
+    }
+
+    fn twins(now: &Sample) -> Twins {
+        let over_tsc = Clock { counter: tsc(1_000_000_000), ..clock(1, 0.0) };
+        Twins::new(&page(clock(1, 0.0)), &page(over_tsc), now).expect("readings")
+    }
+
+    #[test]
+    fn twins_part_once_a_counter_was_held_up() {
+        for lost in [0, 500, 500_000, 100_000_000, -100_000_000] {
+            let system_time = 60_000_000_000;
+            let now = Sample { tsc: tsc(system_time).offset(lost), system_time, half_width: 100 };
+            let apart = twins(&now).apart();
+            assert!((apart - Span::from_nanos(lost.abs())).abs() <= Span::from_nanos(2), "{lost}: {apart:?}");
+        }
+    }
+
+    proptest! {
+        /// System time is slow for minutes after the daemon has started. What was left is covered all the time, and after it.
+        #[test]
+        fn the_doubt_grows_with_what_xen_makes_up_for(
+            begun in 0.0f64..30.0, slow in 1.0f64..200.0, slower in 1.1f64..14.0, servers in 0.0f64..0.5e-3,
+        ) {
+            // Of true time since 60 s, which the TSC counts.
+            let off = |secs: f64| (secs + begun).min(begun + slow) * (1.0 - 1.0 / slower);
+            let sample = |secs: f64| {
+                let nanos = 60e9 + secs * 1e9;
+                Sample { tsc: tsc(nanos as u64), system_time: (nanos - off(secs) * 1e9) as u64, half_width: 100 }
+            };
+            let mut twins = twins(&sample(0.0));
+            let left = clock(1, 0.0);
+            let mut inheritance = Inheritance::new(left, twins.apart(), Counter(sample(0.0).system_time));
+            let mut shown = Clock { max_error_nanos: left.max_error_nanos + twins.apart().ceil_nanos() as u64, ..left };
+            for look in 0..2000 {
+                let secs = f64::from(look) * (slow + 10.0) / 2000.0;
+                let now = sample(secs);
+                let at = Counter(now.system_time);
+                twins.look(&now);
+                if let Some(more) = inheritance.doubt(twins.apart(), in_hand(shown.max_error_at(at))) {
+                    shown.max_error_nanos += more.ceil_nanos() as u64;
+                }
+                let truth = Timestamp::new(1_800_000_060, 0).saturating_add(Span::from_secs_f64(secs));
+                let (time, bound) = shown.reading_at(at).expect("a reading");
+                let hand = Span::from_nanos(5_010);
+                prop_assert!(truth.since(time).abs() <= bound + hand, "{} s off at {secs} s", truth.since(time).as_secs_f64());
+                // The right servers have no veto against them.
+                let theirs = Clock { counter: at, time: truth.saturating_add(Span::from_secs_f64(servers)), ..left };
+                inheritance.hear(&theirs, at);
+                prop_assert!(!inheritance.is_contradicted(), "at {secs} s");
+            }
+            prop_assert!((twins.apart().as_secs_f64() - off(slow)).abs() < 1e-6);
+        }
+    }
+
+    #[test]
+    fn the_doubt_only_grows() {
+        let mut inheritance = Inheritance::new(clock(0, 0.0), Span::from_nanos(100), at(10));
+        let mut doubt = |nanos| inheritance.doubt(Span::from_nanos(nanos), Span::from_nanos(5_000));
+        assert_eq!(doubt(5_000), None);
+        assert_eq!(doubt(6_000), Some(Span::from_nanos(6_000) - Span::from_nanos(100)));
+        assert_eq!((doubt(0), doubt(11_000)), (None, None));
+        assert_eq!(doubt(12_000), Some(Span::from_nanos(12_000) - Span::from_nanos(6_000)));
     }
 
     #[test]
@@ -137,7 +280,7 @@ mod tests {
             let bounded = inheritance.bound(right(after, new));
             prop_assert!(bounded.max_error_nanos >= (new.0.abs() * 1e9) as u64);
             prop_assert!(bounded.max_error_nanos >= right(0, left).max_error_nanos);
-            let most = 2_000_000 + 50_000_000 + doubt + after * 1000;
+            let most = 2_000_000 + 51_000_000 + doubt + after * 1000;
             prop_assert!(bounded.max_error_nanos <= most.max(right(0, left).max_error_nanos));
         }
     }

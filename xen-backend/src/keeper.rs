@@ -20,6 +20,7 @@ use radclock::time::{Counter, Span, Timestamp};
 
 use crate::config::LeapSeconds;
 use crate::counter::HostCounter;
+use crate::excursion;
 use crate::host::SleepWatch;
 use crate::inheritance::Inheritance;
 use crate::source::Counts;
@@ -37,8 +38,20 @@ pub struct Keeper {
     max_valid_nanos: u64,
     /// What the daemon before left, as long as it has a say.
     inheritance: Option<Inheritance>,
+    /// The page still shows it.
+    is_inherited: bool,
+    heard: Heard,
     content: Content,
     page: Page,
+}
+
+/// What servers have said of the clock that is kept.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Heard {
+    /// When one last agreed with it.
+    pub agreed: Option<Counter>,
+    /// When one was last refused for contradicting it, and how far ahead of it that one was.
+    pub refused: Option<(Counter, Span)>,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -98,9 +111,17 @@ impl Keeper {
             sleep: SleepWatch::new(),
             max_valid_nanos,
             inheritance: None,
+            is_inherited: false,
+            heard: Heard::default(),
             page: Page::new(&content),
             content,
         })
+    }
+
+    /// Says that the counter was disrupted as often as this by now, to whoever has read it under a daemon before.
+    pub fn go_on_from_marker(&mut self, disruption_marker: u64) {
+        self.content.disruption_marker = disruption_marker;
+        self.page = Page::new(&self.content);
     }
 
     /// Goes on with the page of a daemon before: right to within its growing bound, which is better than nothing until
@@ -108,13 +129,14 @@ impl Keeper {
     /// it may be off by more than it says, since the counter may have been held up while no daemon ran.
     pub fn take_over(&mut self, page: &Page, doubt: Span) {
         tracing::info!("going on with the clock that the daemon before left");
-        if doubt > Span::ZERO {
+        let left = page.abi.clock().ok();
+        let bound = left.zip(self.now()).map_or(Span::ZERO, |(clock, now)| clock.max_error_at(now));
+        if doubt > bound {
             let seconds = doubt.as_secs_f64();
             tracing::warn!(
                 "the TSC and Xen's system time have parted by {seconds:.6} s since then: its bound is as much wider"
             );
         }
-        let left = page.abi.clock().ok();
         self.content.clock = left.map(|clock| {
             let max_error_nanos = clock.max_error_nanos.saturating_add(doubt.ceil_nanos().unsigned_abs());
             Clock { max_error_nanos, ..clock }
@@ -123,7 +145,7 @@ impl Keeper {
             let clock = Clock { time: self.scale.of_utc(clock.time, None)?, ..clock };
             Some(Inheritance::new(clock, doubt, self.now()?))
         });
-        self.content.disruption_marker = page.abi.disruption_marker.get();
+        self.is_inherited = true;
         self.content.tai_offset = page.abi.tai_offset();
         self.content.leap_indicator = page.abi.leap_indicator;
         self.content.generation = page.ext.generation.get();
@@ -131,6 +153,24 @@ impl Keeper {
         self.content.status = Status::Freerunning;
         self.page = Page::new(&self.content);
         self.page.ext.leap_sec = page.ext.leap_sec;
+    }
+
+    /// Whether what the daemon before left has a say still.
+    pub fn is_inheriting(&self) -> bool {
+        self.inheritance.is_some()
+    }
+
+    /// What the daemon before left may be off by `doubt` more than it says by now. Says whether there is anything new to publish.
+    pub fn doubt(&mut self, doubt: Span) -> bool {
+        let (Some(bound), Some(inheritance)) = (self.bound_now(), &mut self.inheritance) else { return false };
+        let Some(more) = inheritance.doubt(doubt, excursion::in_hand(bound)) else { return false };
+        if let Some(clock) = self.content.clock.as_mut().filter(|_| self.is_inherited) {
+            clock.max_error_nanos = clock.max_error_nanos.saturating_add(more.ceil_nanos().unsigned_abs());
+        }
+        if !self.update() {
+            self.publish();
+        }
+        true
     }
 
     /// What stands in the page.
@@ -157,11 +197,32 @@ impl Keeper {
         let verdict = self.ensemble.process(source, &stamp);
         self.hear_inheritance(stamp.tf);
         self.announce_leap(stamp.tf);
+        self.remember(source, &stamp, verdict);
         match verdict {
             Verdict::Accepted => Ok(()),
             Verdict::Invalid => Err(Complaint::Invalid),
             Verdict::Insane => Err(Complaint::Insane),
         }
+    }
+
+    /// Remembers what a stamp says of the clock in the page.
+    fn remember(&mut self, source: usize, stamp: &Stamp, verdict: Verdict) {
+        let vetoed = self.inheritance.filter(Inheritance::is_contradicted);
+        let Some(clock) = vetoed.map(|inheritance| inheritance.clock()).or_else(|| self.ensemble.clock()) else {
+            return;
+        };
+        if verdict == Verdict::Insane || verdict == Verdict::Accepted && vetoed.is_some() {
+            let middle = stamp.ta.offset(stamp.tf.since(stamp.ta) / 2);
+            let by_server = stamp.tb.saturating_add(Span::from_frac(stamp.te.since(stamp.tb).as_frac() / 2));
+            self.heard.refused = Some((stamp.tf, by_server.since(clock.time_at(middle))));
+        } else if verdict == Verdict::Accepted && self.ensemble.opinion(source).standing == Standing::Truechimer {
+            self.heard.agreed = Some(stamp.tf);
+        }
+    }
+
+    /// What servers have said of the clock.
+    pub fn heard(&self) -> Heard {
+        self.heard
     }
 
     /// The servers' clock, unless the daemon before knew better.
@@ -172,7 +233,7 @@ impl Keeper {
 
     /// Whether the servers contradict what the daemon before left.
     fn is_vetoed(&self) -> bool {
-        self.inheritance.is_some_and(|inheritance| inheritance.is_contradicted())
+        self.inheritance.as_ref().is_some_and(Inheritance::is_contradicted)
     }
 
     /// Whether the page calls a clock synchronised that the servers have left behind.
@@ -258,9 +319,7 @@ impl Keeper {
     /// Whether the page is out of date though no stamp came: its validity has run out, a leap second came, part of a
     /// change was held back, or the machine slept.
     pub fn is_outdated(&mut self) -> bool {
-        if self.sleep.slept() {
-            tracing::warn!("the machine slept: its counter may have stopped, so the clock starts anew");
-            self.start_anew();
+        if self.has_slept() {
             return true;
         }
         let Some(now) = self.now() else { return self.content.status != Status::Unreliable };
@@ -297,11 +356,28 @@ impl Keeper {
         changes
     }
 
+    /// How long the machine had slept since it booted when the clock was last known to go on, ns.
+    pub fn slept_nanos(&self) -> i128 {
+        self.sleep.slept_nanos()
+    }
+
+    /// Whether the machine slept since this was asked last. If so, the clock starts anew.
+    pub fn has_slept(&mut self) -> bool {
+        let slept = self.sleep.slept();
+        if slept {
+            tracing::warn!("the machine slept: its counter may have stopped, so the clock starts anew");
+            self.start_anew();
+        }
+        slept
+    }
+
     /// Forgets the clock: the counter went astray.
     pub fn start_anew(&mut self) {
         let sources = self.sources.len();
         self.ensemble = Ensemble::new(&self.params, sources).expect("these parameters were taken before");
         self.inheritance = None;
+        self.is_inherited = false;
+        self.heard = Heard::default();
         self.content.clock = None;
         self.content.status = Status::Initializing;
         self.content.disruption_marker += 1;
@@ -332,6 +408,7 @@ impl Keeper {
             }
             let utc = self.scale.utc(clock.time);
             self.content.clock = Some(Clock { time: utc.time, ..clock });
+            self.is_inherited = false;
             self.content.valid_nanos = valid_nanos;
             self.content.leap_indicator = utc.indicator;
             self.content.tai_offset = self.scale.tai_offset(&utc);
@@ -452,29 +529,86 @@ fn nanos(nanos: u64) -> Span {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::counter::{CounterChoice, LocalCounter};
+    use crate::counter::LocalCounter;
     use radclock::stamp::StampSource;
 
     fn keeper(sources: usize) -> Keeper {
-        let counter = LocalCounter::choose(CounterChoice::MonotonicRaw).expect("a counter");
-        let counter = Arc::new(HostCounter::Local(counter));
-        Keeper::new(SyncParams::default(), sources, None, counter, [0; 16], u64::MAX).expect("a keeper")
+        let counter = Arc::new(HostCounter::Local(LocalCounter::MonotonicRaw));
+        Keeper::new(SyncParams::default(), sources, None, counter, [7; 16], 1 << 50).expect("a keeper")
     }
 
-    /// Of a server 20 us away, each second.
-    fn stamp(second: u64) -> Stamp {
-        let time = Timestamp::from_unix(1_800_000_000 + second, 20_000);
-        let ta = Counter(second * 1_000_000_000);
+    /// One that takes 200 us, by a server that is so far ahead, s.
+    fn stamp(at: Counter, ahead: f64) -> Stamp {
+        let time = Timestamp::new(1_800_000_000, 0).saturating_add(Span::from_nanos(at.0 as i64 + 100_000));
+        let time = time.saturating_add(Span::from_secs_f64(ahead));
         Stamp {
-            ta,
+            ta: at,
             tb: time,
             te: time,
-            tf: ta.offset(40_000),
+            tf: at.offset(200_000),
             host_error: Span::ZERO,
             root_delay: Span::ZERO,
             root_dispersion: Span::ZERO,
-            source: StampSource::User,
+            source: StampSource::Kernel,
         }
+    }
+
+    /// What a daemon that is no more left at `at`.
+    fn left(at: Counter) -> Page {
+        let mut keeper = keeper(1);
+        keeper.content.status = Status::Synchronized;
+        keeper.content.clock = Some(Clock {
+            counter: at,
+            time: Timestamp::new(1_800_000_000, 0),
+            period: radclock::clock::Period::from_secs_f64(1e-9).expect("a period"),
+            period_max_error: 1 << 30,
+            max_error_nanos: 300_000,
+        });
+        keeper.publish();
+        *keeper.page()
+    }
+
+    #[test]
+    fn the_page_says_how_far_the_clock_that_was_left_is_in_doubt_as_long_as_it_shows_it() {
+        let mut keeper = keeper(1);
+        let start = keeper.now().expect("a reading");
+        let page = left(start);
+        keeper.take_over(&page, Span::from_nanos(1000));
+        let shown = |keeper: &Keeper| {
+            (keeper.content.generation, keeper.page.abi.clock().expect("a clock").max_error_nanos / 1000)
+        };
+        let (generation, bound) = shown(&keeper);
+        assert_eq!(bound, 301);
+        assert!(!keeper.doubt(Span::from_nanos(5000)), "it is in hand");
+        assert!(keeper.doubt(Span::from_nanos(9000)));
+        assert_eq!(shown(&keeper), (generation + 1, 309));
+        assert!(keeper.doubt(Span::from_secs(3)));
+        assert_eq!(shown(&keeper), (generation + 2, 3_000_300));
+        assert!(!keeper.doubt(Span::ZERO));
+        keeper.start_anew();
+        assert!(!keeper.is_inheriting() && !keeper.doubt(Span::from_secs(9)));
+    }
+
+    #[test]
+    fn what_servers_say_of_the_clock_is_remembered() {
+        let mut keeper = keeper(1);
+        let start = keeper.now().expect("a reading");
+        let mut say = |second: i64, ahead| {
+            let stamp = stamp(start.offset(second * 1_000_000_000), ahead);
+            let complaint = keeper.process(0, &stamp, Counts::Utc(None)).err();
+            keeper.update();
+            (complaint, keeper.heard(), stamp.tf)
+        };
+        let (_, heard, _) = say(0, 0.0);
+        assert_eq!(heard.agreed, None, "there is no clock that it could agree with");
+        let (complaint, heard, tf) = (1..10).map(|second| say(second, 0.0)).last().expect("some");
+        assert_eq!((complaint, heard.agreed, heard.refused), (None, Some(tf), None));
+        let (complaint, heard, later) = say(10, 43.0);
+        assert_eq!((complaint, heard.agreed), (Some(Complaint::Insane), Some(tf)));
+        let (at, ahead) = heard.refused.expect("it was");
+        assert!(at == later && (ahead.as_secs_f64() - 43.0).abs() < 1e-3, "{ahead:?}");
+        keeper.start_anew();
+        assert!(keeper.heard().agreed.is_none() && keeper.heard().refused.is_none());
     }
 
     #[test]
@@ -485,7 +619,7 @@ mod tests {
         let clock = |keeper: &mut Keeper, from: u64| {
             for second in from..from + 20 {
                 // 1 ms away, so that the wrong period is no impossible delay.
-                let stamp = stamp(second);
+                let stamp = stamp(Counter(second * 1_000_000_000), 0.0);
                 let _ = keeper.process(0, &Stamp { tf: stamp.ta.offset(1_000_000), ..stamp }, Counts::Utc(None));
             }
             keeper.ensemble.report(0).insane
@@ -504,8 +638,11 @@ mod tests {
     fn a_source_of_tai_without_an_offset_is_not_waited_for() {
         let mut keeper = keeper(2);
         for second in 1..=8 {
-            assert_eq!(keeper.process(0, &stamp(second), Counts::Utc(None)), Ok(()));
-            assert_eq!(keeper.process(1, &stamp(second), Counts::Tai(None)), Err(Complaint::NoTaiOffset));
+            assert_eq!(keeper.process(0, &stamp(Counter(second * 1_000_000_000), 0.0), Counts::Utc(None)), Ok(()));
+            assert_eq!(
+                keeper.process(1, &stamp(Counter(second * 1_000_000_000), 0.0), Counts::Tai(None)),
+                Err(Complaint::NoTaiOffset)
+            );
         }
         assert!(keeper.clock().is_some());
         assert_eq!(keeper.opinion(1).0.standing, Standing::Silent);

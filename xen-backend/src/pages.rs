@@ -4,7 +4,7 @@
 //! what the daemon before left in it is kept until there is something better, because it is right to within its bound.
 
 use std::fs::{DirBuilder, File, OpenOptions, Permissions};
-use std::io;
+use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -14,6 +14,11 @@ use radclock::page::{CounterId, PAGE_SIZE, Page};
 use radclock::seqcount::SharedPage;
 use rustix::fs::{FlockOperation, OFlags, flock};
 use rustix::io::Errno;
+
+use crate::host::NO_SLEEP_NANOS;
+
+/// The file that says how long the machine had slept when the pages were written, ns: no page can tell.
+const SLEPT: &str = "slept";
 
 /// Why there is no run directory or no page in it.
 #[derive(Debug, thiserror::Error)]
@@ -47,6 +52,8 @@ pub enum PagesError {
 #[derive(Debug)]
 pub struct RunDir {
     path: PathBuf,
+    /// What stands in [`SLEPT`], if this daemon wrote it.
+    slept_nanos: Option<i128>,
     _lock: File,
 }
 
@@ -64,7 +71,7 @@ impl RunDir {
             .open(path.join("radclockd.lock"))
             .map_err(failed)?;
         match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => Ok(RunDir { path: path.to_owned(), _lock: lock }),
+            Ok(()) => Ok(RunDir { path: path.to_owned(), slept_nanos: None, _lock: lock }),
             Err(Errno::WOULDBLOCK) => Err(PagesError::Locked(path.to_owned())),
             Err(error) => Err(failed(error.into())),
         }
@@ -73,6 +80,39 @@ impl RunDir {
     /// Where it is.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Whether the machine, which has slept for so long since it booted, did so after the pages were written: not known of those of
+    /// a daemon that wrote nothing down.
+    pub fn has_slept(&self, slept_nanos: i128) -> bool {
+        let path = self.path.join(SLEPT);
+        match read_own(&path) {
+            Ok(text) => {
+                let then = text.trim().parse::<i128>().ok();
+                then.is_none_or(|then| slept_nanos.abs_diff(then) > NO_SLEEP_NANOS.unsigned_abs())
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => false,
+            Err(error) => {
+                tracing::warn!("{}: {error}", path.display());
+                true
+            }
+        }
+    }
+
+    /// Writes down how long the machine has slept. To be done once no page has a clock of before that sleep any more.
+    pub fn write_slept(&mut self, slept_nanos: i128) {
+        if self.slept_nanos == Some(slept_nanos) {
+            return;
+        }
+        let path = self.path.join(SLEPT);
+        let new = unnamed(&path);
+        let written = create(&new, 0o600).and_then(|mut file| file.write_all(format!("{slept_nanos}\n").as_bytes()));
+        match written.and_then(|()| std::fs::rename(&new, &path)) {
+            Ok(()) => self.slept_nanos = Some(slept_nanos),
+            Err(error) => {
+                tracing::warn!("{}: {error}: the next daemon may not know that the machine slept", path.display())
+            }
+        }
     }
 
     /// The page `name`, as it was left or, if there was none, of zeroes.
@@ -111,7 +151,9 @@ impl PageFile {
                 if error.kind() != io::ErrorKind::NotFound {
                     tracing::warn!("{}: {error}: making it anew", path.display());
                 }
-                (create(&unnamed(path))?, true)
+                let file = create(&unnamed(path), 0o644)?;
+                file.set_len(PAGE_SIZE as u64)?;
+                (file, true)
             }
         };
         Ok(PageFile {
@@ -137,30 +179,46 @@ impl PageFile {
         }
     }
 
-    /// What stands in the page, if a daemon before left a time there that can still be read: the same host, not
-    /// booted anew, and the same counter.
-    pub fn left_over(&self, host_id: [u8; 16], counter: CounterId) -> Option<Page> {
+    /// What stands in the page, if a daemon before left it since the host booted.
+    pub fn left_over(&self, host_id: [u8; 16]) -> Option<Page> {
         let page = self.shared().snapshot().ok()?;
-        let usable = page.abi.check_layout().is_ok()
-            && page.abi.counter_id == counter.0
-            && page.abi.status().is_readable()
-            && page.abi.clock().is_ok()
-            && page.extension().is_some_and(|extension| extension.host_id == host_id);
-        usable.then_some(page)
+        let is_ours =
+            page.abi.check_layout().is_ok() && page.extension().is_some_and(|extension| extension.host_id == host_id);
+        is_ours.then_some(page)
     }
 }
 
-/// The file that a daemon before left, if it is ours and has the right size.
+/// Whether there is a time in the page that can be read by this counter.
+pub fn has_time(page: &Page, counter: CounterId) -> bool {
+    page.abi.counter_id == counter.0 && page.abi.status().is_readable() && page.abi.clock().is_ok()
+}
+
+/// The page that a daemon before left, if it is ours and has the right size.
 fn open_left(path: &Path) -> io::Result<File> {
-    let file = OpenOptions::new().read(true).write(true).custom_flags(OFlags::NOFOLLOW.bits() as i32).open(path)?;
+    let file = open_own(OpenOptions::new().read(true).write(true), path)?;
+    if file.metadata()?.len() != PAGE_SIZE as u64 {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "not a page of this daemon"));
+    }
+    file.set_permissions(Permissions::from_mode(0o644))?;
+    Ok(file)
+}
+
+/// A file that nobody else can have written.
+fn open_own(options: &mut OpenOptions, path: &Path) -> io::Result<File> {
+    let file = options.custom_flags(OFlags::NOFOLLOW.bits() as i32).open(path)?;
     let metadata = file.metadata()?;
     let ours = metadata.uid() == rustix::process::geteuid().as_raw() && metadata.mode() & 0o022 == 0;
-    if metadata.is_file() && metadata.len() == PAGE_SIZE as u64 && ours {
-        file.set_permissions(Permissions::from_mode(0o644))?;
+    if metadata.is_file() && ours {
         Ok(file)
     } else {
-        Err(io::Error::new(io::ErrorKind::InvalidData, "not a page of this daemon"))
+        Err(io::Error::new(io::ErrorKind::InvalidData, "not a file of this daemon"))
     }
+}
+
+fn read_own(path: &Path) -> io::Result<String> {
+    let mut text = String::new();
+    open_own(OpenOptions::new().read(true), path)?.take(64).read_to_string(&mut text)?;
+    Ok(text)
 }
 
 /// Where a page is until its first content.
@@ -168,15 +226,14 @@ fn unnamed(path: &Path) -> PathBuf {
     path.with_extension("new")
 }
 
-/// A page of zeroes.
-fn create(path: &Path) -> io::Result<File> {
+/// A file of its own, empty.
+fn create(path: &Path, mode: u32) -> io::Result<File> {
     match std::fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
     }
-    let file = OpenOptions::new().read(true).write(true).create_new(true).mode(0o644).open(path)?;
-    file.set_permissions(Permissions::from_mode(0o644))?;
-    file.set_len(PAGE_SIZE as u64)?;
+    let file = OpenOptions::new().read(true).write(true).create_new(true).mode(mode).open(path)?;
+    file.set_permissions(Permissions::from_mode(mode))?;
     Ok(file)
 }
 
@@ -214,7 +271,7 @@ mod tests {
         let path = dir.path().join("run");
         let run = RunDir::open(&path).unwrap();
         let first = run.page("vmclock0").unwrap();
-        assert_eq!(first.left_over([7; 16], CounterId::X86_TSC), None);
+        assert_eq!(first.left_over([7; 16]), None);
         first.write(&page([7; 16]));
         let inode = std::fs::metadata(path.join("vmclock0")).unwrap().ino();
         drop((first, run));
@@ -223,10 +280,11 @@ mod tests {
         let second = run.page("vmclock0").unwrap();
         let metadata = std::fs::metadata(path.join("vmclock0")).unwrap();
         assert_eq!((metadata.ino(), metadata.len(), metadata.mode() & 0o777), (inode, 4096, 0o644));
-        let left = second.left_over([7; 16], CounterId::X86_TSC).unwrap();
+        let left = second.left_over([7; 16]).unwrap();
+        assert!(has_time(&left, CounterId::X86_TSC));
         assert_eq!(left.abi.clock(), page([7; 16]).abi.clock());
-        assert_eq!(second.left_over([8; 16], CounterId::X86_TSC), None, "another boot");
-        assert_eq!(second.left_over([7; 16], CounterId::MONOTONIC_RAW), None, "another counter");
+        assert_eq!(second.left_over([8; 16]), None, "another boot");
+        assert!(!has_time(&left, CounterId::MONOTONIC_RAW), "another counter");
     }
 
     #[test]
@@ -247,6 +305,28 @@ mod tests {
         assert!(!dir.path().join("vmclock0").exists());
         drop(page);
         assert!(!unnamed(&dir.path().join("vmclock0")).exists());
+    }
+
+    #[test]
+    fn a_sleep_is_known_to_the_next_daemon() {
+        let dir = tempfile::tempdir().unwrap();
+        let open = || RunDir::open(dir.path()).unwrap();
+        assert!(!open().has_slept(5), "nobody has written it down");
+        open().write_slept(1 << 70);
+        assert!(!open().has_slept((1 << 70) + 1_000_000));
+        for other in [(1 << 70) + 1_000_001, (1 << 70) - 1_000_001, 0] {
+            assert!(open().has_slept(other));
+        }
+        open().write_slept(0);
+        assert!(!open().has_slept(0));
+        let path = dir.path().join(SLEPT);
+        assert_eq!(std::fs::metadata(&path).unwrap().mode() & 0o777, 0o600);
+        assert!(!unnamed(&path).exists());
+        for (text, mode) in [("", 0o600), ("nonsense", 0o600), ("0", 0o666)] {
+            std::fs::write(&path, text).unwrap();
+            std::fs::set_permissions(&path, Permissions::from_mode(mode)).unwrap();
+            assert!(open().has_slept(0), "{text:?} {mode:o}");
+        }
     }
 
     #[test]

@@ -89,6 +89,35 @@ fn readers_read_on_while_the_daemon_is_killed_and_started_again() {
 }
 
 #[test]
+fn a_clock_of_before_a_sleep_is_not_taken_over() {
+    let server = Chronyd::start();
+    let mut daemon = Radclockd::start("127.0.0.1", server.port, "");
+    let clock = daemon.wait_synchronised();
+    daemon.kill();
+    let slept = daemon.run_dir().join("slept");
+    let before = std::fs::read_to_string(&slept).unwrap();
+    // As if the machine had slept for 2 ms since.
+    let nanos: i128 = before.trim().parse().unwrap();
+    std::fs::write(&slept, (nanos - 2_000_000).to_string()).unwrap();
+    daemon.restart();
+    // What was read before says nothing now, nor after one more restart.
+    let marker = || clock.snapshot().unwrap().abi.disruption_marker.get();
+    wait_for("the page to say so", Duration::from_secs(5), || (marker() == 1).then_some(()));
+    assert!(daemon.log().contains("the machine slept while no daemon ran"), "{}", daemon.log());
+    assert!(!daemon.log().contains("going on with the clock"), "{}", daemon.log());
+    right(&daemon.wait_synchronised());
+
+    daemon.kill();
+    let after: i128 = std::fs::read_to_string(&slept).unwrap().trim().parse().unwrap();
+    assert!(after.abs_diff(nanos) < 1_000_000);
+    daemon.restart();
+    let status = || clock.snapshot().unwrap().abi.status();
+    wait_for("the clock to be taken over", Duration::from_secs(5), || (status() == Status::Freerunning).then_some(()));
+    assert!(daemon.log().contains("going on with the clock"), "{}", daemon.log());
+    assert_eq!(marker(), 1);
+}
+
+#[test]
 fn without_its_server_the_clock_runs_free_and_says_so() {
     let server = Chronyd::start();
     let port = server.port;
