@@ -103,9 +103,9 @@ impl core::fmt::Display for Status {
     }
 }
 
-/// How much more the rate of a clock that runs free may be wrong, relative: what ten degrees do to a crystal.
+/// How much more the rate of a clock that runs free may be wrong, relative: 2⁻²⁰, what ten degrees do to a crystal.
 #[cfg(feature = "std")]
-pub const FREE_RATE: f64 = 1e-6;
+const FREE_SHIFT: u32 = 20;
 
 /// The parameters of one clock over one counter.
 ///
@@ -150,8 +150,8 @@ impl Clock {
         }
     }
 
-    /// The same clock when nothing has confirmed it for so long after its reference, ns: from then on its rate may be wrong by
-    /// [`FREE_RATE`] more, since temperature takes an oscillator where it has never been.
+    /// The same clock when nothing has confirmed it for so long after its reference, ns: from then on its bound grows by
+    /// 2⁻²⁰ (1 ppm) faster, since temperature takes an oscillator where it has never been.
     #[cfg(feature = "std")]
     pub(crate) fn free_running(&self, nanos: u64) -> Clock {
         let counter = self.counter.offset((nanos as f64 * 1e-9 / self.period.as_secs_f64()) as i64);
@@ -159,9 +159,7 @@ impl Clock {
             counter,
             time: self.time_at(counter),
             max_error_nanos: self.max_error_at(counter).ceil_nanos().unsigned_abs(),
-            period_max_error: self
-                .period_max_error
-                .saturating_add(self.period.units(FREE_RATE * self.period.as_secs_f64()) as u64),
+            period_max_error: self.period_max_error.saturating_add(self.period.frac >> FREE_SHIFT),
             ..*self
         }
     }

@@ -393,6 +393,10 @@ impl Keeper {
 
     /// Lays out the next page; says whether there is anything new to publish.
     pub fn update(&mut self) -> bool {
+        // Its bound grows faster once nobody confirms it.
+        if let Some(now) = self.now().filter(|&now| self.ensemble.status(now) == Status::Freerunning) {
+            self.ensemble.update(now);
+        }
         if let Some(mut clock) = self.clock() {
             let mut valid_nanos = self.valid_nanos();
             self.content.status = Status::Unreliable;

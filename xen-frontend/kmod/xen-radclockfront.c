@@ -78,6 +78,12 @@ struct radclock_hvm_get_time {
 /* Shifts further apart than this are of that kind. */
 #define MAX_SHIFT_DIFF		8
 
+/*
+ * A bound that nobody has renewed in time grows faster by 2^-20, 1 ppm: temperature
+ * takes an oscillator where it has never been.
+ */
+#define FREE_SHIFT		20
+
 /* An update takes the backend a microsecond; it may lose its CPU in the midst. */
 #define WIRE_TRIES		1000
 #define WIRE_STUCK		HZ
@@ -590,7 +596,7 @@ static u64 radclock_update(struct radclock *rc)
 	struct radclock_sample now;
 	struct radclock_added added;
 	u8 status = wire->abi.clock_status;
-	u64 valid, off, departure;
+	u64 valid, off, departure, beyond;
 
 	if (!rc->have_wire)
 		return rc->mapping ? MAX_INTERVAL_NS : 0;
@@ -627,6 +633,13 @@ static u64 radclock_update(struct radclock *rc)
 	}
 	added.nanos = rc->step + off;
 	added.rate = rc->wander + departure;
+	/* Who would have let the bound grow faster from here on is gone. */
+	if (!valid && wire->abi.clock_status == RADCLOCK_STATUS_SYNCHRONIZED) {
+		beyond = now.system_time - params.counter_value;
+		beyond -= min(beyond, wire->ext.valid_nanos);
+		added.nanos += beyond >> FREE_SHIFT;
+		added.rate += 1ULL << (64 - FREE_SHIFT);
+	}
 	if (!radclock_compose(&params, &now.info, now.tsc, &added, &clock)) {
 		pr_warn_ratelimited("the backend's parameters do not fit: unreliable\n");
 		radclock_disrupt(rc);
