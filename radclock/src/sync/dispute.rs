@@ -85,11 +85,6 @@ impl Dispute {
         }
     }
 
-    /// The server has stepped: no oscillator goes so far at once.
-    pub(super) fn is_step(&self) -> bool {
-        self.is_step
-    }
-
     /// Contradictions went up and down lately, by so much, s; 0 if they did not.
     pub(super) fn noise(&self) -> f64 {
         if self.moves[0].min(self.moves[1]) >= NOISY { self.furthest } else { 0.0 }
@@ -106,10 +101,10 @@ impl Dispute {
         claim.widened(rate * (shown.secs - claim.secs).abs()).and(&shown.widened(blur))
     }
 
-    /// A stamp that may belong to the clock as well as to the claim is set aside, though not for ever.
+    /// Whether a stamp that may belong to the clock as well as to the claim is set aside: after a step, though not for ever.
     pub(super) fn sets_aside(&mut self) -> bool {
         self.ambiguous += 1;
-        self.ambiguous <= AMBIGUOUS
+        self.is_step && self.ambiguous <= AMBIGUOUS
     }
 
     /// Takes a stamp that contradicts the clock; `since` s after any other. What the clock could be off without a contradiction

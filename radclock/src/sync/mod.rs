@@ -436,8 +436,7 @@ impl State {
             }
             return true;
         }
-        let unsure = if self.dispute.is_step() { blur } else { blur + sigmas };
-        if is_claimed && shown.allows_nothing(unsure) {
+        if is_claimed && shown.allows_nothing(blur) {
             return !self.dispute.sets_aside();
         }
         if !is_claimed && self.has_fallen(excess, early, sigmas, tolerance) {
