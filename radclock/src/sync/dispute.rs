@@ -36,7 +36,7 @@ impl Shown {
     }
 
     /// Whether the clock may be right, give or take `blur` s.
-    pub(super) fn allows_nothing(&self, blur: f64) -> bool {
+    pub(super) fn allows_no_error(&self, blur: f64) -> bool {
         self.low <= blur && self.high >= -blur
     }
 

@@ -431,12 +431,12 @@ impl State {
         let is_claimed = self.dispute.explains(&shown, blur, self.rate_bound.get());
         let off = (-excess[0].mean).max(-excess[1].mean);
         if early == [false, false] && !is_claimed {
-            if elapsed > VALID_POLLS * self.poll && off > sigmas + tolerance {
+            if elapsed > VALID_POLLS * self.poll && off > blur && !self.is_young() {
                 self.believe(off);
             }
             return true;
         }
-        if is_claimed && shown.allows_nothing(blur) {
+        if is_claimed && shown.allows_no_error(blur) {
             return !self.dispute.sets_aside();
         }
         if !is_claimed && self.has_fallen(excess, early, sigmas, tolerance) {
