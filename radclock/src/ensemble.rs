@@ -124,6 +124,8 @@ pub struct Ensemble {
     is_agreed: bool,
     /// What the clock is off the servers' mean, s, since weights changed.
     held_back: f64,
+    /// The last server with more weight than others can check ([`RULES`]): where they usually are is beside its time.
+    ruler: Option<usize>,
 }
 
 impl Ensemble {
@@ -136,7 +138,14 @@ impl Ensemble {
         assert!((1..=MAX_SERVERS).contains(&servers), "{servers} servers");
         let sync = Synchroniser::new(params.clone())?;
         let server = Server { sync, missed: 0, had_clock: false, usual: Usual::default(), opinion: UNKNOWN };
-        Ok(Ensemble { servers: vec![server; servers], clock: None, valid_nanos: 0, is_agreed: true, held_back: 0.0 })
+        Ok(Ensemble {
+            servers: vec![server; servers],
+            clock: None,
+            valid_nanos: 0,
+            is_agreed: true,
+            held_back: 0.0,
+            ruler: None,
+        })
     }
 
     /// Takes a server's stamp; each server's stamps come in the order of their counter values.
@@ -307,6 +316,13 @@ impl Ensemble {
         let weights = shares(believed.iter().map(|view| view.error.as_secs_f64()), RULES);
         let rate_weights = shares(believed.iter().map(|view| view.period_error), RULES);
 
+        let ruler =
+            weights.iter().position(|&weight| weight > RULES / (1.0 + RULES)).map(|index| believed[index].server);
+        if ruler.is_some() && ruler != self.ruler {
+            self.ruler = ruler;
+            self.servers.iter_mut().for_each(|server| server.usual = Usual::default());
+        }
+
         let mean = trimmed_mean(&times, &weights).clamp(0.0, width);
         let elapsed = self.clock.map_or(0.0, |clock| clock.period.span(now.since(clock.counter)).as_secs_f64());
         self.held_back = match &self.clock {
@@ -349,7 +365,13 @@ impl Ensemble {
 
         if let Some(exact) = Period::from_secs_f64(period) {
             let period_max_error = exact.units((fastest - period).max(period - slowest)).ceil();
-            let max_error = time.max(width - time) * 1e9;
+            // No better than the best of them, and silent ones still vote for where the time may be: one of two that are left
+            // may be the liar.
+            let intervals: Vec<_> = views.iter().map(View::interval).collect();
+            let (from, to) = intersection(&intervals, views.len() / 2 + 1).unwrap_or((low, high));
+            let (from, to) = (from.min(low).since(low).as_secs_f64(), to.max(high).since(low).as_secs_f64());
+            let best = believed.iter().map(|view| view.error.as_secs_f64()).fold(f64::INFINITY, f64::min);
+            let max_error = (time - from).max(to - time).max(best) * 1e9;
             self.clock = Some(Clock {
                 counter: now,
                 time: low.saturating_add(Span::from_secs_f64(time)),

@@ -210,6 +210,35 @@ fn a_server_that_joins_late_moves_the_clock_gently() {
 }
 
 #[test]
+fn a_near_server_that_joins_far_ones_makes_the_clock_without_a_jump() {
+    for seed in 0..4 {
+        let mut servers = unlike(seed, [500e-6, 4e-3]);
+        servers[0].gaps = vec![(0.0, 8.0 * HOUR)];
+        let run = run(&servers, 13.0, 16.0);
+        run.assert_honest();
+        let jump = run.largest_jump(8.3 * HOUR, 13.0 * HOUR);
+        assert!(jump < 30.0 * US, "seed {seed}: {jump}");
+        let off = worst(&run.readings(10.0 * HOUR));
+        assert!(off < 30.0 * US, "seed {seed}: {off}");
+    }
+}
+
+/// Alike ones, of which one has fallen silent and another begins to lie slowly: none of the other two can tell who.
+#[test]
+fn the_bound_of_two_that_part_covers_both() {
+    for (seed, rate) in [(21, 0.3e-6), (22, -1e-6), (23, 3e-6)] {
+        let silent = World { gaps: vec![(4.0 * HOUR, f64::MAX)], ..lan(seed) };
+        let mut liar = lan(seed);
+        liar.lies = (0..90)
+            .map(|step| (f64::from(step), rate * 40.0 * f64::from(step + 1)))
+            .map(|(step, lie)| (7.0 * HOUR + 40.0 * step, 7.0 * HOUR + 40.0 * (step + 1.0), lie))
+            .collect();
+        let run = run(&[silent, lan(seed), liar], 8.0, 16.0);
+        run.assert_honest();
+    }
+}
+
+#[test]
 fn dead_servers_are_waited_for_in_vain_but_not_for_long() {
     let dead = || World { gaps: vec![(0.0, f64::MAX)], ..lan(12) };
     let run = run(&[dead(), lan(12), dead()], 0.5, 2.0);
