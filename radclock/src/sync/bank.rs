@@ -170,6 +170,23 @@ impl Bank {
         }
     }
 
+    /// Readings have become noisy by so much, s, and it is not the oscillator: from now on only filters count that expect a good
+    /// part of it, and they begin where the best one is. Less noise is tried again by and by; a wild oscillator is not, since it
+    /// would explain the same.
+    pub(super) fn expect_noise(&mut self, noise: f64) {
+        let Some(Member { filter, evidence, .. }) = self.best().cloned() else { return };
+        let least = (noise / 4.0).min(NOISES[NOISES.len() - 1]);
+        let all = self.members.iter().map(|member| member.filter.assumed()).chain(self.asleep.drain(..));
+        let steady = all.filter(|assumed| assumed.wander < WILD_WANDERS[0]);
+        let (noisy, asleep): (Vec<Assumed>, Vec<Assumed>) = steady.partition(|assumed| assumed.noise >= least);
+        self.asleep = asleep.into();
+        self.members = noisy
+            .into_iter()
+            .map(|assumed| Member { filter: filter.assuming(assumed), evidence, weight: 0.0 })
+            .collect();
+        self.weigh();
+    }
+
     /// See [`Filter::loosen`].
     pub(super) fn loosen(&mut self, theta: f64, rate: f64) {
         for member in &mut self.members {

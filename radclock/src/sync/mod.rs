@@ -137,6 +137,40 @@ const POLL_SECS: (f64, f64) = (8.0, 1024.0);
 /// The host's error is forgotten by so much a stamp, relative.
 const HOST_DECAY: f64 = 0.05;
 
+/// Whether corrections of the clock take each other back: then it follows the server's noise, and not an oscillator, whose
+/// errors go on. Of white noise the correlation of each correction with the one before is −1/2.
+#[derive(Clone, Copy, Debug, Default)]
+struct Swing {
+    last: f64,
+    power: f64,
+    product: f64,
+    seen: f64,
+}
+
+impl Swing {
+    const MEMORY_STAMPS: f64 = 64.0;
+    const CORRELATION: f64 = -0.35;
+    /// Smaller noise is left to the filters' evidence, s…
+    const LEAST: f64 = 100e-6;
+    /// …and all noise as long as no wild oscillator is believed in, 1/s.
+    const WILD: f64 = 1e-11;
+
+    /// Another correction, s. Its noise, s, if it is that.
+    fn see(&mut self, correction: f64) -> Option<f64> {
+        let keep = 1.0 - 1.0 / Self::MEMORY_STAMPS;
+        self.power = keep * self.power + correction * correction;
+        self.product = keep * self.product + correction * self.last;
+        self.seen = keep * self.seen + 1.0;
+        self.last = correction;
+        let noise = (self.power / self.seen / 2.0).sqrt();
+        let swings = self.seen > Self::MEMORY_STAMPS / 2.0 && self.product < Self::CORRELATION * self.power;
+        (swings && noise > Self::LEAST).then(|| {
+            *self = Swing::default();
+            noise
+        })
+    }
+}
+
 /// The RADclock of one server.
 #[derive(Clone, Debug)]
 pub struct Synchroniser {
@@ -292,6 +326,7 @@ struct State {
     silence: f64,
     refused: u32,
     dispute: Dispute,
+    swing: Swing,
     /// The smallest round trip of any stamp, s.
     shortest: f64,
     /// The poll period, s.
@@ -331,6 +366,7 @@ impl State {
             silence: 0.0,
             refused: 0,
             dispute: Dispute::default(),
+            swing: Swing::default(),
             shortest: rtt,
             poll: POLL_SECS.0,
         })
@@ -396,6 +432,9 @@ impl State {
         self.refused = 0;
         self.poll = self.silence.clamp(POLL_SECS.0, POLL_SECS.1);
         report.last_offset_s = self.correct(stamp);
+        if let Some(noise) = self.swing.see(report.last_offset_s).filter(|_| self.bank.wander() > Swing::WILD) {
+            self.bank.expect_noise(noise);
+        }
         let plain = self.bank.rate_without_cycle();
         let rate = Normal { mean: self.period / params.nominal_period - 1.0 + plain.mean, variance: plain.variance };
         if let Some(pace) = self.finder.see(rate, self.silence) {
@@ -454,7 +493,7 @@ impl State {
                 true
             }
             Cause::Noise(noise) => {
-                self.bank.loosen(noise, 0.0);
+                self.bank.expect_noise(noise);
                 self.surprise = self.surprise.max(noise);
                 true
             }

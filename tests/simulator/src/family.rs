@@ -2,7 +2,7 @@
 //! allows, and all noise. Twelve are of the kinds that other clocks were measured with; the others are mixtures.
 
 use crate::network::{Direction, Fault, Loss, Server, Shift};
-use crate::oscillator::{Cycle, Heating, Oscillator};
+use crate::oscillator::{Cycle, Heating, Oscillator, Weather};
 use crate::random::Random;
 use crate::scenario::Scenario;
 
@@ -70,6 +70,10 @@ families! {
     "noisy-server-16s", noisy_server, "a server with a millisecond of noise";
     "hpet-loaded-16s", hpet_loaded, "a counter that is set right every second on a busy host";
     "shaky-host-16s", shaky_host, "timestamps in wide brackets, late interrupts";
+    "weather-in-gap-16s", weather_in_gap, "hours without an exchange, in which the temperature changes";
+    "weather-16s", weather, "a temperature that changes within minutes";
+    "small-fault-16s", small_fault, "a server that is wrong by milliseconds for hours";
+    "late-noise-16s", late_noise, "a server that becomes noisy by a millisecond, and does not say so";
     "mixture", mixture, "some of all the above at once";
 }
 
@@ -103,6 +107,7 @@ fn crystal(random: &mut Random) -> Oscillator {
                 begin: random.share(),
             },
         ],
+        weather: vec![],
         heating: None,
         sawtooth: 0.0,
     }
@@ -281,6 +286,45 @@ fn noisy_server(random: &mut Random) -> Scenario {
     let mut scenario = scenario(random, 24.0, 16.0, campus);
     scenario.servers[0].noise = MS;
     scenario.servers[0].root_dispersion = 4.0 * MS;
+    scenario
+}
+
+fn weather_in_gap(random: &mut Random) -> Scenario {
+    let mut scenario = scenario(random, 36.0, 16.0, campus);
+    let from = random.between(10.0, 20.0) * HOUR;
+    let duration = random.scale(0.5, 4.0) * HOUR;
+    scenario.gaps = vec![(from, from + duration)];
+    scenario.oscillator.weather = vec![change(random, from, from + 0.8 * duration, (0.2, 1.0))];
+    scenario
+}
+
+fn weather(random: &mut Random) -> Scenario {
+    let mut scenario = scenario(random, 36.0, 16.0, campus);
+    let mut change = |hour: f64| change(random, hour * HOUR, (hour + 4.0) * HOUR, (0.3, 3.0));
+    scenario.oscillator.weather = vec![change(6.0), change(16.0), change(26.0)];
+    scenario
+}
+
+/// By so many ppm, sometime.
+fn change(random: &mut Random, from: f64, to: f64, ppm: (f64, f64)) -> Weather {
+    let size = random.scale(ppm.0, ppm.1) * PPM;
+    let rise = if random.chance(0.5) { size } else { -size };
+    Weather { at: random.between(from, to), rise, time_constant: random.scale(60.0, 1200.0) }
+}
+
+fn small_fault(random: &mut Random) -> Scenario {
+    let mut scenario = scenario(random, 36.0, 16.0, campus);
+    let from = random.between(8.0, 20.0) * HOUR;
+    let size = random.scale(0.7, 5.0) * MS;
+    let offset = if random.chance(0.5) { size } else { -size };
+    scenario.servers[0].faults = vec![Fault { from, to: from + random.scale(0.5, 3.0) * HOUR, offset }];
+    scenario
+}
+
+fn late_noise(random: &mut Random) -> Scenario {
+    let mut scenario = scenario(random, 24.0, 16.0, campus);
+    scenario.servers[0].noise = MS;
+    scenario.servers[0].noisy_from = random.between(6.0, 12.0) * HOUR;
     scenario
 }
 

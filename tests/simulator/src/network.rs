@@ -75,6 +75,8 @@ pub struct Server {
     pub faults: Vec<Fault>,
     /// Standard deviation of the server's time about true time, another value for each exchange, s.
     pub noise: f64,
+    /// Since when it has that noise, s.
+    pub noisy_from: f64,
     /// The server's timestamps are multiples of this, rounded down, s. 0 if they are not rounded.
     pub quantum: f64,
     /// What the server says of its distance to its reference, there and back, s.
@@ -121,6 +123,7 @@ impl Server {
             loss: Loss::default(),
             faults: vec![],
             noise: 0.0,
+            noisy_from: 0.0,
             quantum: 0.0,
             root_delay: 0.0,
             root_dispersion: 0.0,
@@ -157,7 +160,8 @@ impl Server {
         let leaves = arrives + HELD + random.exponential(HELD_MORE);
         let returns = leaves + self.back.delay(random, leaves, busy(leaves)) + back;
         let wrong: f64 = self.faults.iter().filter(|fault| (fault.from..fault.to).contains(&t)).map(|f| f.offset).sum();
-        let wrong = wrong + self.noise * random.normal();
+        let noise = random.normal() * if t < self.noisy_from { 0.0 } else { self.noise };
+        let wrong = wrong + noise;
         let said = [arrives, leaves].map(|time| {
             let time = time + wrong;
             if self.quantum > 0.0 { (time / self.quantum).floor() * self.quantum } else { time }

@@ -26,6 +26,8 @@ pub struct Oscillator {
     pub cycles: Vec<Cycle>,
     /// Temperature that follows the machine's load.
     pub heating: Option<Heating>,
+    /// Temperature that changes for good.
+    pub weather: Vec<Weather>,
     /// A counter that is corrected once a second, as Xen's system time is from the platform timer: how far it runs off
     /// within that second, s, with sign.
     pub sawtooth: f64,
@@ -42,6 +44,17 @@ pub struct Cycle {
     pub begin: f64,
 }
 
+/// A change of the rate for good.
+#[derive(Clone, Copy, Debug)]
+pub struct Weather {
+    /// From then on, s.
+    pub at: f64,
+    /// By so much in the end, relative.
+    pub rise: f64,
+    /// How fast it gets there, s.
+    pub time_constant: f64,
+}
+
 /// What load does to the rate.
 #[derive(Clone, Copy, Debug)]
 pub struct Heating {
@@ -49,6 +62,12 @@ pub struct Heating {
     pub rise: f64,
     /// How fast it gets there, s.
     pub time_constant: f64,
+}
+
+impl Weather {
+    fn rate(&self, t: f64) -> f64 {
+        self.rise * (1.0 - (-(t - self.at).max(0.0) / self.time_constant).exp())
+    }
 }
 
 /// When a machine is busy: it alternates.
@@ -109,7 +128,8 @@ impl Oscillator {
                 let target = if load.is_busy(t) { heating.rise } else { 0.0 };
                 heat += (target - heat) * (1.0 - (-STEP / heating.time_constant).exp());
             }
-            let rate = self.skew + cycles + heat + walk + flicker.next(random);
+            let weather: f64 = self.weather.iter().map(|weather| weather.rate(t)).sum();
+            let rate = self.skew + cycles + weather + heat + walk + flicker.next(random);
             phase += rate * STEP + white_step * random.normal();
             steps.push(phase);
         }
@@ -174,8 +194,16 @@ pub fn allan_deviation(phase: &[f64], interval: f64) -> Vec<(f64, f64)> {
 mod tests {
     use super::*;
 
-    const QUIET: Oscillator =
-        Oscillator { skew: 0.0, white: 0.0, flicker: 0.0, walk: 0.0, cycles: vec![], heating: None, sawtooth: 0.0 };
+    const QUIET: Oscillator = Oscillator {
+        skew: 0.0,
+        white: 0.0,
+        flicker: 0.0,
+        walk: 0.0,
+        cycles: vec![],
+        weather: vec![],
+        heating: None,
+        sawtooth: 0.0,
+    };
 
     fn deviations(oscillator: &Oscillator) -> Vec<(f64, f64)> {
         let run = oscillator.run(&mut Random::new(1, 0), 2e5, &Load::default());

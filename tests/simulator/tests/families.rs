@@ -68,6 +68,10 @@ families! {
     noisy_server: "noisy-server-16s", 250.0, 6500.0;
     hpet_loaded: "hpet-loaded-16s", 15.0, 40.0;
     shaky_host: "shaky-host-16s", 10.0, 90.0;
+    weather_in_gap: "weather-in-gap-16s", 20.0, 20.0;
+    weather: "weather-16s", 15.0, 20.0;
+    small_fault: "small-fault-16s", 25.0, 20.0;
+    late_noise: "late-noise-16s", 250.0, 6500.0;
     mixture: "mixture", 140.0, 200.0;
 }
 
