@@ -92,7 +92,7 @@ impl Dispute {
 
     /// Whether a stamp may belong to what the server claims in the dispute: that goes on, with noise of `blur` s and at a rate
     /// that is known to `rate`.
-    pub(super) fn explains(&mut self, shown: &Shown, blur: f64, rate: f64) -> bool {
+    pub(super) fn explains(&self, shown: &Shown, blur: f64, rate: f64) -> bool {
         self.claimed(shown, blur, rate).is_some()
     }
 
@@ -180,5 +180,85 @@ impl Dispute {
     /// A stamp was taken: the server and the clock agree.
     pub(super) fn settle(&mut self) {
         *self = Dispute { moves: self.moves, furthest: self.furthest, ..Dispute::default() };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const POLL: f64 = 16.0;
+    const BLUR: f64 = 10e-6;
+    const RATE: f64 = 0.1e-6;
+    const HAND: f64 = 100e-6;
+
+    /// A stamp of the `n`th poll, by which the clock is `off`; its packets waited for so long there and back, s.
+    fn shown(n: u32, off: f64, (there, back): (f64, f64)) -> Shown {
+        Shown { secs: POLL * f64::from(n), low: off - back, high: off + there }
+    }
+
+    fn refuse(dispute: &mut Dispute, shown: Shown) -> Cause {
+        dispute.tick();
+        dispute.refuse(shown, POLL, BLUR, RATE, HAND)
+    }
+
+    fn queues() -> impl Strategy<Value = Vec<(f64, f64)>> {
+        prop::collection::vec((0.0..300e-6, 0.0..300e-6), 200)
+    }
+
+    proptest! {
+        /// For hours and whatever the queues; and what is near the clock again is not taken for the step.
+        #[test]
+        fn a_step_stays_one(size in prop_oneof![-1.0..-450e-6, 450e-6..1.0f64], queues in queues(), drift in -RATE..RATE) {
+            let mut dispute = Dispute::default();
+            for (n, &queue) in (1..).zip(&queues) {
+                let stamp = shown(n, size + drift * POLL * f64::from(n), queue);
+                prop_assert!(n == 1 || dispute.explains(&stamp, BLUR, RATE), "{n}");
+                prop_assert_eq!(refuse(&mut dispute, stamp), Cause::Unknown);
+            }
+            // The first may have been as long a queue as the step's excess over what an oscillator can do.
+            prop_assert!(dispute.doubt() == 0.0 || f64::abs(size) < HAND + 300e-6 + STEP_RATE * POLL);
+            prop_assert!(!dispute.explains(&shown(201, 0.0, (20e-6, 20e-6)), BLUR, RATE));
+        }
+
+        /// From whenever it began; until then the bound covers it.
+        #[test]
+        fn a_drift_is_believed(rate in prop_oneof![-11e-6..-2e-6, 2e-6..11e-6f64], begin in 0.0f64..1.0, queues in queues()) {
+            let mut dispute = Dispute::default();
+            let mut n = 0;
+            let cause = loop {
+                let off = rate * POLL * (f64::from(n) + begin);
+                let (there, back) = queues[n as usize];
+                let stamp = shown(n + 1, off, (there / 10.0, back / 10.0));
+                n += 1;
+                if stamp.off().abs() <= HAND {
+                    continue;
+                }
+                let cause = refuse(&mut dispute, stamp);
+                if cause != Cause::Unknown {
+                    break cause;
+                }
+                // What a packet waited for at most, it may be less.
+                prop_assert!(dispute.doubt() + BLUR + 30e-6 >= off.abs(), "{n}");
+                prop_assert!(n < 40, "{dispute:?}");
+            };
+            let Cause::Drift(found) = cause else { return Err(TestCaseError::fail("no drift")) };
+            prop_assert!(f64::abs(found - rate) < 3e-6, "{found}");
+        }
+
+        #[test]
+        fn what_goes_up_and_down_is_noise(offs in prop::collection::vec(400e-6..3e-3f64, 8), up in any::<bool>()) {
+            let mut dispute = Dispute::default();
+            let causes: Vec<Cause> = (1..)
+                .zip(&offs)
+                .map(|(n, &off)| refuse(&mut dispute, shown(n, if (n % 2 == 0) == up { off } else { -off }, (0.0, 0.0))))
+                .collect();
+            let most = offs.iter().fold(0.0f64, |most, &off| most.max(off));
+            prop_assert_eq!(causes[7], Cause::Noise(most));
+            prop_assert_eq!(causes[0], Cause::Unknown);
+            dispute.settle();
+            prop_assert_eq!(dispute.noise(), most);
+        }
     }
 }
