@@ -150,11 +150,12 @@ impl Clock {
         }
     }
 
-    /// The same clock when nothing has confirmed it for so long after its reference, ns: from then on its bound grows by
-    /// 2⁻²⁰ (1 ppm) faster, since temperature takes an oscillator where it has never been.
+    /// The same clock at `now`, when it is confirmed for no more than so long after its reference, ns, and by nobody from now on: from
+    /// whichever is earlier its bound grows by 2⁻²⁰ (1 ppm) faster, since temperature takes an oscillator where it has never been.
     #[cfg(feature = "std")]
-    pub(crate) fn free_running(&self, nanos: u64) -> Clock {
-        let counter = self.counter.offset((nanos as f64 * 1e-9 / self.period.as_secs_f64()) as i64);
+    pub fn free_running(&self, valid_nanos: u64, now: Counter) -> Clock {
+        let valid = (valid_nanos as f64 * 1e-9 / self.period.as_secs_f64()) as i64;
+        let counter = self.counter.offset(valid.min(now.since(self.counter)).max(0));
         Clock {
             counter,
             time: self.time_at(counter),

@@ -248,9 +248,8 @@ impl Ensemble {
         let fresh: Vec<View> = views.iter().copied().filter(|view| view.is_fresh).collect();
         if fresh.is_empty() {
             // Nobody says anything new: the clock goes on by itself.
-            if self.status(now) == Status::Freerunning && self.valid_nanos > 0 {
-                self.clock = self.clock.map(|clock| clock.free_running(self.valid_nanos));
-                self.valid_nanos = 0;
+            if self.status(now) == Status::Freerunning {
+                self.run_free(now);
             }
             self.judge(&views, now, |_| Standing::Silent, None);
             return;
@@ -262,9 +261,18 @@ impl Ensemble {
             None => {
                 let expected = self.servers.iter().any(Server::is_expected);
                 self.is_agreed = expected && self.clock.is_none();
+                self.run_free(now);
                 let standing = if self.is_agreed { Standing::Waiting } else { Standing::Undecided };
                 self.judge(&views, now, |view| if view.is_fresh { standing } else { Standing::Silent }, None);
             }
+        }
+    }
+
+    /// Nobody confirms the clock from now on, or since its validity ended.
+    fn run_free(&mut self, now: Counter) {
+        if self.valid_nanos > 0 {
+            self.clock = self.clock.map(|clock| clock.free_running(self.valid_nanos, now));
+            self.valid_nanos = 0;
         }
     }
 

@@ -129,8 +129,10 @@ impl Keeper {
     /// it may be off by more than it says, since the counter may have been held up while no daemon ran.
     pub fn take_over(&mut self, page: &Page, doubt: Span) {
         tracing::info!("going on with the clock that the daemon before left");
-        let left = page.abi.clock().ok();
-        let bound = left.zip(self.now()).map_or(Span::ZERO, |(clock, now)| clock.max_error_at(now));
+        let now = self.now();
+        let valid_nanos = page.ext.valid_nanos.get();
+        let left = page.abi.clock().ok().zip(now).map(|(clock, now)| unconfirmed(clock, valid_nanos, now));
+        let bound = left.zip(now).map_or(Span::ZERO, |(clock, now)| clock.max_error_at(now));
         if doubt > bound {
             let seconds = doubt.as_secs_f64();
             tracing::warn!(
@@ -143,13 +145,13 @@ impl Keeper {
         });
         self.inheritance = left.and_then(|clock| {
             let clock = Clock { time: self.scale.of_utc(clock.time, None)?, ..clock };
-            Some(Inheritance::new(clock, doubt, self.now()?))
+            Some(Inheritance::new(clock, doubt, now?))
         });
         self.is_inherited = true;
         self.content.tai_offset = page.abi.tai_offset();
         self.content.leap_indicator = page.abi.leap_indicator;
         self.content.generation = page.ext.generation.get();
-        self.content.valid_nanos = page.ext.valid_nanos.get();
+        self.content.valid_nanos = 0;
         self.content.status = Status::Freerunning;
         self.page = Page::new(&self.content);
         self.page.ext.leap_sec = page.ext.leap_sec;
@@ -330,6 +332,7 @@ impl Keeper {
         match self.clock() {
             Some(clock) => {
                 self.status(&clock, now) != self.content.status
+                    || self.ensemble.status(now) == Status::Freerunning && self.ensemble.valid_nanos() > 0
                     || self.scale.utc(clock.time_at(now)).indicator != self.content.leap_indicator
             }
             None => self.is_left_behind(),
@@ -435,9 +438,9 @@ impl Keeper {
 
     /// Marks the clock as kept by nobody; says whether there is a clock.
     pub fn free_run(&mut self) -> bool {
-        if self.content.clock.is_none() {
-            return false;
-        }
+        let (Some(clock), Some(now)) = (self.content.clock, self.now()) else { return false };
+        self.content.clock = Some(unconfirmed(clock, self.content.valid_nanos, now));
+        self.content.valid_nanos = 0;
         self.content.status = Status::Freerunning;
         self.publish();
         true
@@ -528,6 +531,11 @@ pub fn leap_list(configured: &LeapSeconds) -> anyhow::Result<Option<LeapList>> {
 
 fn nanos(nanos: u64) -> Span {
     Span::from_nanos(i64::try_from(nanos).unwrap_or(i64::MAX))
+}
+
+/// A clock of which nobody takes care from now on. One with no validity left runs free already.
+fn unconfirmed(clock: Clock, valid_nanos: u64, now: Counter) -> Clock {
+    if valid_nanos > 0 { clock.free_running(valid_nanos, now) } else { clock }
 }
 
 #[cfg(test)]

@@ -186,6 +186,8 @@ fn read_across(truth: &Truth, daemon: &Radclockd, step: i64, tai_offset: Option<
                 assert!(off < Span::from_nanos(100_000_000), "refused {} s from the step", off.as_secs_f64());
                 refused += 1;
             }
+            // The daemon lost its processor in the midst of an update.
+            Err(ReadError::Busy(_)) => std::thread::yield_now(),
             Err(error) => panic!("{error} at {before}"),
             Ok(reading) => {
                 // UTC back to the count, by what the reading itself says of the leap second.
@@ -205,9 +207,10 @@ fn read_across(truth: &Truth, daemon: &Radclockd, step: i64, tai_offset: Option<
                 inserted += u64::from(reading.leap_second);
             }
         }
-        let indicator = clock.snapshot().unwrap().abi.leap_indicator;
-        if indicators.last() != Some(&indicator) {
-            indicators.push(indicator);
+        if let Ok(page) = clock.snapshot()
+            && indicators.last() != Some(&page.abi.leap_indicator)
+        {
+            indicators.push(page.abi.leap_indicator);
         }
         std::thread::sleep(Duration::from_millis(1));
     }

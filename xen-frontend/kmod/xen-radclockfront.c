@@ -633,8 +633,8 @@ static u64 radclock_update(struct radclock *rc)
 	}
 	added.nanos = rc->step + off;
 	added.rate = rc->wander + departure;
-	/* Who would have let the bound grow faster from here on is gone. */
-	if (!valid && wire->abi.clock_status == RADCLOCK_STATUS_SYNCHRONIZED) {
+	/* Who would have let the bound grow faster, and said so by a validity of 0, is gone. */
+	if (!valid && wire->ext.valid_nanos) {
 		beyond = now.system_time - params.counter_value;
 		beyond -= min(beyond, wire->ext.valid_nanos);
 		added.nanos += beyond >> FREE_SHIFT;

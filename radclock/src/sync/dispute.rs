@@ -87,7 +87,8 @@ impl Dispute {
 
     /// Contradictions went up and down lately, by so much, s; 0 if they did not.
     pub(super) fn noise(&self) -> f64 {
-        if self.moves[0].min(self.moves[1]) >= NOISY { self.furthest } else { 0.0 }
+        let is_noisy = self.moves[0].min(self.moves[1]) >= NOISY && self.furthest < MOST_NOISE;
+        if is_noisy { self.furthest } else { 0.0 }
     }
 
     /// Whether a stamp may belong to what the server claims in the dispute: that goes on, with noise of `blur` s and at a rate
@@ -129,7 +130,7 @@ impl Dispute {
         self.recent.truncate(REMEMBERED - 1);
         self.recent.push_front(shown);
         let noise = self.noise();
-        if noise > 0.0 && noise < MOST_NOISE {
+        if noise > 0.0 {
             return Cause::Noise(noise);
         }
         match self.drift(blur, hand) {
@@ -245,6 +246,17 @@ mod tests {
             };
             let Cause::Drift(found) = cause else { return Err(TestCaseError::fail("no drift")) };
             prop_assert!(f64::abs(found - rate) < 3e-6, "{found}");
+        }
+
+        /// A server that steps to and fro by more than noise is never taken for a noisy one.
+        #[test]
+        fn what_goes_up_and_down_by_much_is_no_noise(size in 10e-3..10.0f64, before in 0..30u32) {
+            let mut dispute = Dispute::default();
+            for n in 1..=before + 30 {
+                let off = if n > before { size } else { 1e-3 };
+                let cause = refuse(&mut dispute, shown(n, if n % 2 == 0 { off } else { -off }, (0.0, 0.0)));
+                prop_assert!(n <= before || cause == Cause::Unknown && dispute.noise() == 0.0, "{n}: {cause:?}");
+            }
         }
 
         #[test]

@@ -263,7 +263,7 @@ impl Synchroniser {
     }
 
     fn free_running(&self, clock: Clock, now: Counter) -> Clock {
-        if self.status(now) == Status::Freerunning { clock.free_running(self.valid_nanos()) } else { clock }
+        if self.status(now) == Status::Freerunning { clock.free_running(self.valid_nanos(), now) } else { clock }
     }
 
     /// What the server says now: the clock without the doubt that another was given up for it less than an hour ago.
