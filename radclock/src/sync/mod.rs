@@ -458,7 +458,7 @@ impl State {
     /// the server's, unless several stamps together tell otherwise.
     fn is_sane(&mut self, measured: [f64; 2], noise: f64, since: f64, report: &mut SyncReport) -> bool {
         let elapsed = self.silence.abs();
-        let tolerance = self.host_error + TOLERANCE;
+        let tolerance = self.host_error + TOLERANCE + self.resolution.secs();
         let excess = Direction::BOTH.map(|direction| self.bank.excess(direction, measured[direction as usize], noise));
         let sigmas = SANE_SIGMAS * excess[0].sigma().max(excess[1].sigma());
         self.dispute.tick();
