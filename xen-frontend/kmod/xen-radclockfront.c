@@ -156,7 +156,6 @@ struct radclock {
 	u32 port;
 	int irq;
 	bool event;		/* set by the handler: an EOI is due */
-	unsigned long served;	/* jiffies at the last EOI */
 
 	/* The last good copy of the wire page; outlives the connection. */
 	struct radclock_page wire;
@@ -996,12 +995,8 @@ static void radclock_work(struct work_struct *work)
 	if (rc->mapping)
 		changed = radclock_refresh_wire(rc);
 	interval = radclock_update(rc);
-	/* Linux slows down what is called spurious: also updates without a pause. */
-	if (rc->irq && xchg(&rc->event, false)) {
-		changed &= rc->served != jiffies;
-		rc->served = jiffies;
+	if (rc->irq && xchg(&rc->event, false))
 		xen_irq_lateeoi(rc->irq, changed ? 0 : XEN_EOI_FLAG_SPURIOUS);
-	}
 	mutex_unlock(&rc->lock);
 
 	radclock_requeue(rc, interval);
