@@ -2,13 +2,13 @@
 
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use comfy_table::{Cell, CellAlignment, Table, presets};
 use serde::Serialize;
 
 use crate::divergence;
-use crate::guest::{Guest, Kind};
-use crate::host::{COMMAND_LIMIT, Host};
+use crate::guest::{GUEST_LIMIT, Guest, Kind};
+use crate::host::Host;
 use crate::progress::Step;
 use crate::truth::{self, Truth};
 use crate::{Lab, command};
@@ -198,7 +198,10 @@ impl Guest<'_> {
     /// Waits until the guest's clock is `synchronized`, `freerunning` or `unreadable`.
     pub fn await_state(&self, state: &str, seconds: u64) -> Result<()> {
         let wait = format!("lab-probe await {state} {seconds}");
-        let output = self.output(&wait, COMMAND_LIMIT + Duration::from_secs(seconds))?;
-        command::success(&format!("{}: {wait}", self.name()), &output).map(drop)
+        let output = self.output(&wait, GUEST_LIMIT + Duration::from_secs(seconds));
+        output
+            .and_then(|output| command::success(&format!("{}: {wait}", self.name()), &output))
+            .map(drop)
+            .with_context(|| self.last_words())
     }
 }

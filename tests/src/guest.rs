@@ -8,6 +8,9 @@ use anyhow::{Context, Result};
 use crate::command;
 use crate::host::{COMMAND_LIMIT, Host};
 
+/// For a command in a guest, which may have to boot before, beside others that are busy.
+pub const GUEST_LIMIT: Duration = Duration::from_secs(330);
+
 /// For a migration under load, on a build machine that does other things too.
 const MIGRATION_LIMIT: Duration = Duration::from_secs(600);
 
@@ -95,20 +98,20 @@ impl<'host> Guest<'host> {
 
     /// Waits until the guest takes commands.
     pub fn await_boot(&self) -> Result<()> {
-        self.run("true").map(drop).with_context(|| {
-            let log = self.console_log().unwrap_or_default();
-            let lines: Vec<&str> = log.lines().collect();
-            format!(
-                "{} does not boot; its last words:\n{}",
-                self.name,
-                lines[lines.len().saturating_sub(40)..].join("\n")
-            )
-        })
+        self.run("true").map(drop).with_context(|| format!("{} does not boot; {}", self.name, self.last_words()))
+    }
+
+    /// The end of its console's log, and what Xen says of its processors.
+    pub fn last_words(&self) -> String {
+        let log = self.console_log().unwrap_or_default();
+        let lines: Vec<&str> = log.lines().collect();
+        let cpus = self.host.run(&format!("xl vcpu-list {}", self.name)).unwrap_or_default();
+        format!("its last words:\n{}\n{cpus}", lines[lines.len().saturating_sub(40)..].join("\n"))
     }
 
     /// Runs a shell command in the guest and gives its standard output. It is an error if it fails.
     pub fn run(&self, shell: &str) -> Result<String> {
-        command::success(&format!("{}: {shell}", self.name), &self.output(shell, COMMAND_LIMIT)?)
+        command::success(&format!("{}: {shell}", self.name), &self.output(shell, GUEST_LIMIT)?)
     }
 
     /// Runs a shell command in the guest to its end within `limit`, whatever its exit status.

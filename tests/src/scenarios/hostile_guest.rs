@@ -3,8 +3,8 @@
 //!
 //! The host has one CPU, and any guest that is busy takes it from Dom0 and from the other guest. That is the scheduler's
 //! doing, and so is the administrator's means against it, a cap for the guest ([`CAP`]). The quiet figures are taken with the same
-//! cap in force, and under attack nothing may be more than twice these. What the guest costs without a cap is reported. Readings
-//! are right all the time.
+//! cap in force; of at most [`ROUNDS`] comparisons with them there has to be one in which nothing is more than twice as much. What
+//! the guest costs without a cap is reported. Readings are right all the time.
 
 use std::time::{Duration, Instant};
 
