@@ -91,13 +91,9 @@ impl Dispute {
         if is_noisy { self.furthest } else { 0.0 }
     }
 
-    /// Whether a stamp may belong to what the server claims in the dispute: that goes on, with noise of `blur` s and at a rate
-    /// that is known to `rate`.
-    pub(super) fn explains(&self, shown: &Shown, blur: f64, rate: f64) -> bool {
-        self.claimed(shown, blur, rate).is_some()
-    }
-
-    fn claimed(&self, shown: &Shown, blur: f64, rate: f64) -> Option<Shown> {
+    /// What the server would go on claiming with this stamp, with noise of `blur` s and at a rate that is known to `rate`; `None`
+    /// if it would be something else.
+    pub(super) fn claimed(&self, shown: &Shown, blur: f64, rate: f64) -> Option<Shown> {
         let claim = self.claim?;
         claim.widened(rate * (shown.secs - claim.secs).abs()).and(&shown.widened(blur))
     }
@@ -108,12 +104,11 @@ impl Dispute {
         self.is_step && self.ambiguous <= AMBIGUOUS
     }
 
-    /// Takes a stamp that contradicts the clock; `since` s after any other. What the clock could be off without a contradiction
-    /// is `hand`, s.
-    pub(super) fn refuse(&mut self, shown: Shown, since: f64, blur: f64, rate: f64, hand: f64) -> Cause {
+    /// Takes a stamp that contradicts the clock, `since` s after any other, and by which the server goes on with what it `claimed`.
+    /// What the clock could be off without a contradiction is `hand`, s.
+    pub(super) fn refuse(&mut self, shown: Shown, claimed: Option<Shown>, since: f64, blur: f64, hand: f64) -> Cause {
         self.ambiguous = 0;
         let before = self.claim.map_or(Shown { secs: shown.secs, low: -hand, high: hand }, |claim| claim.widened(blur));
-        let claimed = self.claimed(&shown, blur, rate);
         let moved = if claimed.is_some() {
             0.0
         } else {
@@ -201,7 +196,7 @@ mod tests {
 
     fn refuse(dispute: &mut Dispute, shown: Shown) -> Cause {
         dispute.tick();
-        dispute.refuse(shown, POLL, BLUR, RATE, HAND)
+        dispute.refuse(shown, dispute.claimed(&shown, BLUR, RATE), POLL, BLUR, HAND)
     }
 
     fn queues() -> impl Strategy<Value = Vec<(f64, f64)>> {
@@ -215,12 +210,12 @@ mod tests {
             let mut dispute = Dispute::default();
             for (n, &queue) in (1..).zip(&queues) {
                 let stamp = shown(n, size + drift * POLL * f64::from(n), queue);
-                prop_assert!(n == 1 || dispute.explains(&stamp, BLUR, RATE), "{n}");
+                prop_assert!(n == 1 || dispute.claimed(&stamp, BLUR, RATE).is_some(), "{n}");
                 prop_assert_eq!(refuse(&mut dispute, stamp), Cause::Unknown);
             }
             // The first may have been as long a queue as the step's excess over what an oscillator can do.
             prop_assert!(dispute.doubt() == 0.0 || f64::abs(size) < HAND + 300e-6 + STEP_RATE * POLL);
-            prop_assert!(!dispute.explains(&shown(201, 0.0, (20e-6, 20e-6)), BLUR, RATE));
+            prop_assert!(dispute.claimed(&shown(201, 0.0, (20e-6, 20e-6)), BLUR, RATE).is_none());
         }
 
         /// From whenever it began; until then the bound covers it.

@@ -467,26 +467,26 @@ impl State {
         let early = is_early(usual);
         let shown = Shown { secs: elapsed, low: -excess[1].mean, high: excess[0].mean };
         let blur = SANE_SIGMAS * self.bank.noise() + tolerance;
-        let is_claimed = self.dispute.explains(&shown, blur, self.rate_bound.get());
+        let claimed = self.dispute.claimed(&shown, blur, self.rate_bound.get());
         let off = (-excess[0].mean).max(-excess[1].mean);
-        if early == [false, false] && !is_claimed {
+        if early == [false, false] && claimed.is_none() {
             if elapsed > VALID_POLLS * self.poll && off > blur && !self.is_young() {
                 self.believe(off);
             }
             return true;
         }
-        if is_claimed && shown.allows_no_error(blur) {
+        if claimed.is_some() && shown.allows_no_error(blur) {
             return !self.dispute.sets_aside();
         }
-        if !is_claimed && self.has_fallen(excess, early, sigmas, tolerance) {
+        if claimed.is_none() && self.has_fallen(excess, early, sigmas, tolerance) {
             report.shifts_down += 1;
             return true;
         }
-        if !is_claimed && is_early(usual.max(CHANGED_RATE * elapsed)) == [false, false] {
+        if claimed.is_none() && is_early(usual.max(CHANGED_RATE * elapsed)) == [false, false] {
             self.leap(off, off / elapsed);
             return true;
         }
-        match self.dispute.refuse(shown, since, blur, self.rate_bound.get(), sigmas + usual + tolerance) {
+        match self.dispute.refuse(shown, claimed, since, blur, sigmas + usual + tolerance) {
             Cause::Unknown => false,
             Cause::Drift(rate) => {
                 self.leap(off, rate);
