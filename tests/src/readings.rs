@@ -25,6 +25,8 @@ const BEND: i64 = 1_000;
 /// Of how many records it may remain open whether they are right: where the build machine was too busy to ask, the truth is
 /// not known well enough.
 const UNDECIDED: f64 = 0.01;
+/// A bound above this tells little of what would be wrong, ns.
+const WIDE: u64 = 10_000_000;
 /// After the first reading on a new clock, ns.
 const SETTLED: u64 = 500_000_000;
 
@@ -137,6 +139,8 @@ impl Change {
 pub struct Verdict {
     /// How many there were.
     pub readings: u64,
+    /// How many of them in records whose bounds are above 10 ms.
+    pub wide: u64,
     /// How many records of at least one reading that was outside of its bound for certain.
     pub wrong: u64,
     /// How many records of readings of which it cannot be told: the truth is not known well enough there.
@@ -239,6 +243,7 @@ impl Verdict {
     fn add(&mut self, record: &Record, first: &Judged, last: &Judged) {
         self.readings += record.count;
         self.records += 1;
+        self.wide += if first.point.bound.min(last.point.bound) > WIDE { record.count } else { 0 };
         let mut certainly_wrong = false;
         let mut certainly_right = true;
         for (judged, line) in [(first, 0), (last, record.line_nanos)] {
@@ -299,7 +304,7 @@ impl Verdict {
     /// Fails if any reading was wrong, if too few can be shown to be right, or if a jump is larger than its bounds say.
     pub fn check(&self) -> Result<()> {
         self.ensure_none_wrong()?;
-        ensure!(self.undecided as f64 <= self.records as f64 * UNDECIDED, "too much cannot be told: {self}");
+        ensure_decided(self.undecided, self.records)?;
         for change in &self.changes {
             let tolerance = change.first.truth.tolerance() + change.last.truth.tolerance();
             ensure!(
@@ -309,6 +314,12 @@ impl Verdict {
         }
         Ok(())
     }
+}
+
+/// Fails if of too many records it cannot be told whether they are right.
+pub fn ensure_decided(undecided: u64, records: u64) -> Result<()> {
+    ensure!(undecided as f64 <= records as f64 * UNDECIDED, "of {undecided} of {records} records it cannot be told");
+    Ok(())
 }
 
 impl fmt::Display for Verdict {

@@ -47,6 +47,8 @@ pub struct Relay {
 
 struct Shared {
     answers: Answers,
+    /// Of those, so many were made since they were asked for.
+    made: u64,
     stopped: bool,
 }
 
@@ -63,7 +65,7 @@ impl Relay {
         upstream.connect(("127.0.0.1", server))?;
         upstream.set_read_timeout(Some(ANSWER))?;
         let port = clients.local_addr()?.port();
-        let shared = Arc::new(Mutex::new(Shared { answers: Answers::Right, stopped: false }));
+        let shared = Arc::new(Mutex::new(Shared { answers: Answers::Right, made: 0, stopped: false }));
         let seen = Arc::clone(&shared);
         let thread = thread::spawn(move || relay(&clients, &upstream, &seen));
         Ok(Relay { port, shared, thread: Some(thread) })
@@ -76,7 +78,13 @@ impl Relay {
 
     /// What happens to the answers from now on.
     pub fn set(&self, answers: Answers) {
-        lock(&self.shared).answers = answers;
+        let mut shared = lock(&self.shared);
+        (shared.answers, shared.made) = (answers, 0);
+    }
+
+    /// How many answers were so since [`Relay::set`], lost ones included.
+    pub fn made(&self) -> u64 {
+        lock(&self.shared).made
     }
 }
 
@@ -94,7 +102,9 @@ fn relay(clients: &UdpSocket, upstream: &UdpSocket, shared: &Mutex<Shared>) {
     while !lock(shared).stopped {
         let Ok((length, client)) = clients.recv_from(&mut packet) else { continue };
         let Ok(Some(answer)) = exchange(upstream, &packet[..length]) else { continue };
-        if let Some(answer) = change(answer, lock(shared).answers) {
+        let mut shared = lock(shared);
+        shared.made += 1;
+        if let Some(answer) = change(answer, shared.answers) {
             // A client that is gone is told by its silence.
             let _ = clients.send_to(&answer, client);
         }
@@ -207,5 +217,6 @@ mod tests {
         assert_eq!(ask(Answers::Truncated, 0x23).len(), 24);
         assert_eq!(ask(Answers::Oversized, 0x23).len(), 1072);
         assert_ne!(ask(Answers::Garbage, 0)[..24], right[..24]);
+        assert_eq!(relay.made(), 1);
     }
 }

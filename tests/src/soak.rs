@@ -12,6 +12,7 @@ use crate::faults::{FAULTS, Scene};
 use crate::guest::{Guest, Kind};
 use crate::host::Host;
 use crate::progress::Step;
+use crate::readings::{Verdict, ensure_decided};
 use crate::scenarios::footprint::{Footprint, await_forgotten, ensure_no_complaint, ensure_no_complaint_in};
 
 /// After so many events the readings are judged, and reading begins anew.
@@ -52,9 +53,13 @@ impl fmt::Display for Event {
 struct Tally {
     events: BTreeMap<Event, usize>,
     readings: u64,
+    wide: u64,
     errors: u64,
+    records: u64,
     wrong: u64,
     undecided: u64,
+    /// What a daemon held in the end, at most: memory, KiB, and open files.
+    held: (u64, usize),
     faults: Vec<String>,
 }
 
@@ -68,51 +73,78 @@ pub fn run(lab: &Lab, duration: Duration, seed: u64) -> Result<()> {
     let mut scene = scene.with_guests()?;
     let mut soak = Soak { host: &host, visitors: Vec::new(), visits: 0, tally: Tally::default() };
     let start = Instant::now();
-    while start.elapsed() < duration {
-        let readers = scene.read()?;
-        for _ in 0..EVENTS {
-            let event = soak.choose(&mut random);
-            let step =
-                Step::begin(format!("{} of {} min: {event}", start.elapsed().as_secs() / 60, duration.as_secs() / 60));
-            let log = || host.radclockd_log().unwrap_or_default();
-            soak.happen(event, &mut scene, &mut random).with_context(log).with_context(|| event.to_string())?;
-            *soak.tally.events.entry(event).or_default() += 1;
-            step.done();
-        }
-        for (guest, reader) in scene.guests.iter().zip(readers) {
-            let verdict = reader.stop(guest)?.judge(guest.kind())?;
-            soak.tally.readings += verdict.readings;
-            soak.tally.errors += verdict.errors;
-            soak.tally.wrong += verdict.wrong + verdict.revenants + verdict.backwards;
-            soak.tally.undecided += verdict.undecided;
-            soak.tally.faults.extend(verdict.faults);
-        }
-    }
+    let result = soak.last(&mut scene, start, duration, &mut random);
     let Soak { visitors, tally, .. } = soak;
     println!("seed {seed}, {} min: {tally}", start.elapsed().as_secs() / 60);
     if tally.wrong > 0 {
         println!("wrong readings:\n{}", tally.faults.join("\n"));
     }
-    for guest in scene.guests.into_iter().chain(visitors) {
+    result?;
+    for Visitor { guest, .. } in visitors {
+        guest.await_boot()?;
+        ensure_no_complaint_in(&guest)?;
+        guest.destroy()?;
+    }
+    for guest in scene.guests {
         ensure_no_complaint_in(&guest)?;
         guest.destroy()?;
     }
     await_forgotten(&host)?;
     ensure_no_complaint(&host)?;
     before.await_again(&host).context("something is left behind")?;
-    println!("nobody complained, and nothing is left behind (grants, ports, nodes, files, memory)");
+    println!("nobody complained, and nothing is left behind.\nbefore: {before}\nafter: {}", Footprint::of(&host)?);
+    ensure_decided(tally.undecided, tally.records)?;
     ensure!(tally.wrong == 0, "{} records of readings were wrong", tally.wrong);
     Ok(())
 }
 
+/// A guest that comes and goes.
+struct Visitor<'host> {
+    guest: Guest<'host>,
+    /// It has booted: it can be asked for its kernel's complaints.
+    is_up: bool,
+}
+
+impl Visitor<'_> {
+    fn ensure_no_complaint(&self) -> Result<()> {
+        if self.is_up { ensure_no_complaint_in(&self.guest) } else { Ok(()) }
+    }
+}
+
 struct Soak<'host> {
     host: &'host Host,
-    visitors: Vec<Guest<'host>>,
+    visitors: Vec<Visitor<'host>>,
     visits: usize,
     tally: Tally,
 }
 
 impl<'host> Soak<'host> {
+    fn last(
+        &mut self,
+        scene: &mut Scene<'host>,
+        start: Instant,
+        duration: Duration,
+        random: &mut fastrand::Rng,
+    ) -> Result<()> {
+        while start.elapsed() < duration {
+            let readers = scene.read()?;
+            for _ in 0..EVENTS {
+                let event = self.choose(random);
+                let (minutes, all) = (start.elapsed().as_secs() / 60, duration.as_secs() / 60);
+                let step = Step::begin(format!("{minutes} of {all} min: {event}"));
+                let log = || self.host.radclockd_log().unwrap_or_default();
+                let happened = self.happen(event, scene, random);
+                happened.with_context(log).with_context(|| event.to_string())?;
+                *self.tally.events.entry(event).or_default() += 1;
+                step.done();
+            }
+            for (guest, reader) in scene.guests.iter().zip(readers) {
+                self.tally.add(reader.stop(guest)?.judge(guest.kind())?);
+            }
+        }
+        Ok(())
+    }
+
     /// One that is possible now.
     fn choose(&self, random: &mut fastrand::Rng) -> Event {
         loop {
@@ -145,16 +177,24 @@ impl<'host> Soak<'host> {
                 let kind = if random.bool() { Kind::Pv } else { Kind::Pvh };
                 let guest = self.host.create(&format!("visitor{}", self.visits), kind)?;
                 // Sometimes it goes before it has booted.
-                if random.u8(..4) > 0 {
+                let is_up = random.u8(..4) > 0;
+                if is_up {
                     guest.await_synchronized()?;
                 }
-                self.visitors.push(guest);
+                self.visitors.push(Visitor { guest, is_up });
             }
-            Event::Destroy => self.visitors.swap_remove(visitor).destroy()?,
+            Event::Destroy => {
+                let visitor = self.visitors.swap_remove(visitor);
+                visitor.ensure_no_complaint()?;
+                visitor.guest.destroy()?;
+            }
             Event::Reboot => {
-                self.visitors[visitor].await_boot()?;
-                self.visitors[visitor].reboot()?;
-                self.visitors[visitor].await_synchronized()?;
+                let visitor = &mut self.visitors[visitor];
+                visitor.guest.await_boot()?;
+                visitor.is_up = true;
+                visitor.ensure_no_complaint()?;
+                visitor.guest.reboot()?;
+                visitor.guest.await_synchronized()?;
             }
             Event::SaveAndRestore => {
                 let guest = random.choice(&mut scene.guests).context("no guest")?;
@@ -164,12 +204,16 @@ impl<'host> Soak<'host> {
                 guest.await_synchronized()?;
             }
             Event::Attach => {
-                let guest = &self.visitors[visitor];
+                let Visitor { guest, is_up } = &mut self.visitors[visitor];
                 guest.await_boot()?;
+                *is_up = true;
                 self.host.run(&format!("radclock-ctl detach {0} && radclock-ctl attach {0}", guest.name()))?;
                 guest.await_synchronized()?;
             }
             Event::Restart => {
+                let Footprint { memory, files, .. } = Footprint::of(self.host)?;
+                let held = &mut self.tally.held;
+                *held = (held.0.max(memory), held.1.max(files));
                 scene.restart()?;
                 self.host.await_synchronized()?;
                 scene.guests.iter().try_for_each(Guest::await_synchronized)?;
@@ -179,10 +223,24 @@ impl<'host> Soak<'host> {
     }
 }
 
+impl Tally {
+    fn add(&mut self, verdict: Verdict) {
+        self.readings += verdict.readings;
+        self.wide += verdict.wide;
+        self.errors += verdict.errors;
+        self.records += verdict.records;
+        self.wrong += verdict.wrong + verdict.revenants + verdict.backwards;
+        self.undecided += verdict.undecided;
+        self.faults.extend(verdict.faults);
+    }
+}
+
 impl fmt::Display for Tally {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        let Tally { events, readings, errors, wrong, undecided, .. } = self;
-        writeln!(f, "{readings} readings, {wrong} records of them wrong, {undecided} undecided, {errors} errors")?;
+        let Tally { events, readings, wide, errors, records, wrong, undecided, held, .. } = self;
+        writeln!(f, "{readings} readings ({wide} with a bound above 10 ms), {errors} errors in place of one")?;
+        writeln!(f, "{records} records of readings, {wrong} of them wrong, {undecided} undecided")?;
+        writeln!(f, "the daemon held at most {} KiB and {} files when it was restarted", held.0, held.1)?;
         events.iter().try_for_each(|(event, times)| writeln!(f, "{times:>6} × {event}"))
     }
 }

@@ -2,6 +2,7 @@
 
 use anyhow::{Context, Result, ensure};
 
+use crate::readings::ensure_decided;
 use crate::{Lab, faults};
 
 /// Servers that lie, fall silent or talk nonsense; Dom0's own clock; too little CPU; daemons that die, stand still or are
@@ -9,6 +10,8 @@ use crate::{Lab, faults};
 pub fn no_reading_is_wrong_whatever_goes_wrong_around_the_clock(lab: &Lab) -> Result<()> {
     let outcomes = faults::run(lab, true)?;
     eprintln!("{}", faults::table(&outcomes).markdown());
+    let undecided = outcomes.iter().map(|outcome| outcome.undecided).sum();
+    ensure_decided(undecided, outcomes.iter().map(|outcome| outcome.verdict.records).sum())?;
     for outcome in outcomes {
         let about = || format!("{}, {}", outcome.fault, outcome.guest);
         outcome.verdict.ensure_none_wrong().with_context(about)?;

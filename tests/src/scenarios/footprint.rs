@@ -1,6 +1,7 @@
 //! What a host holds for its guests' sake, and what its kernel and Xen complain of: neither may grow with what guests do.
 
 use std::collections::BTreeSet;
+use std::fmt;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -90,14 +91,7 @@ impl Footprint {
         });
         again.with_context(|| {
             let new: Vec<_> = now.nodes.difference(&self.nodes).collect();
-            let counts = |of: &Footprint| {
-                let Footprint { domains, grants, event_channels, run_files, files, memory, .. } = of;
-                format!(
-                    "{domains} domains, {grants} grants, {event_channels} event channels, {files} files, {memory} KiB, \
-                     {run_files:?}"
-                )
-            };
-            format!("before: {}; now: {}; new XenStore nodes: {new:?}", counts(self), counts(&now))
+            format!("before: {self}; now: {now}; new XenStore nodes: {new:?}")
         })
     }
 
@@ -109,6 +103,18 @@ impl Footprint {
             && now.run_files == self.run_files
             && now.files == self.files
             && now.memory <= self.memory + MEMORY_SLACK_KIB
+    }
+}
+
+impl fmt::Display for Footprint {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        let Footprint { domains, grants, event_channels, nodes, run_files, files, memory } = self;
+        write!(
+            f,
+            "{domains} domains, {grants} grants, {event_channels} event channels, {} XenStore nodes; the daemon's: {files} open \
+             files, {memory} KiB, {run_files:?}",
+            nodes.len()
+        )
     }
 }
 
