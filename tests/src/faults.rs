@@ -6,6 +6,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use serde::Serialize;
 
+use crate::command;
 use crate::guest::Guest;
 use crate::host::{COMMAND_LIMIT, Host};
 use crate::progress::Step;
@@ -17,6 +18,9 @@ use crate::{Lab, demo, payload, wait};
 const PROGRAM: &str = "/root/radclockd";
 /// What saves guests and talks to the server must not starve because the guests are busy.
 const DOM0_WEIGHT: &str = "xl sched-credit2 -d Domain-0 -w 2048";
+
+/// For a command in a Dom0 that is starved.
+const STARVED_LIMIT: Duration = Duration::from_secs(600);
 
 /// What goes wrong.
 pub(crate) struct Fault {
@@ -70,7 +74,12 @@ pub(crate) const FAULTS: &[Fault] = &[
         "busybox adjtimex -q -f 32768000",
         "busybox adjtimex -q -f 0"
     ),
-    in_dom0!("Dom0 starved by busy guests", [60, 10], "xl sched-credit2 -d Domain-0 -w 32", DOM0_WEIGHT),
+    Fault {
+        name: "Dom0 starved by busy guests",
+        seconds: [60, 10],
+        begin: |scene| scene.host.run("xl sched-credit2 -d Domain-0 -w 32").map(drop),
+        end: |scene| command::success(DOM0_WEIGHT, &scene.host.output(DOM0_WEIGHT, STARVED_LIMIT)?).map(drop),
+    },
     Fault {
         name: "virtual CPUs taken offline and back",
         seconds: [60, 5],
