@@ -91,6 +91,11 @@ impl Dispute {
         if is_noisy { self.furthest } else { 0.0 }
     }
 
+    /// What was refused came about by more than an oscillator can do.
+    pub(super) fn is_step(&self) -> bool {
+        self.is_step
+    }
+
     /// What the server would go on claiming with this stamp, with noise of `blur` s and at a rate that is known to `rate`; `None`
     /// if it would be something else.
     pub(super) fn claimed(&self, shown: &Shown, blur: f64, rate: f64) -> Option<Shown> {

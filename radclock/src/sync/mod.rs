@@ -482,7 +482,9 @@ impl State {
             report.shifts_down += 1;
             return true;
         }
-        if claimed.is_none() && is_early(usual.max(CHANGED_RATE * elapsed)) == [false, false] {
+        // A server that has stepped was not silent: it may go on stepping.
+        let silent = if self.dispute.is_step() { since.abs() } else { elapsed };
+        if claimed.is_none() && is_early(usual.max(CHANGED_RATE * silent)) == [false, false] {
             self.leap(off, off / elapsed);
             return true;
         }

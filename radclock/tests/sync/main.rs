@@ -78,6 +78,19 @@ fn a_lying_server_is_not_followed() {
     }
 }
 
+/// The second lie is farther off than the rate's bound allows, but no farther than the rate may have changed in a silence as
+/// long as the first. There was no silence.
+#[test]
+fn a_liar_that_changes_its_lie_is_not_followed_either() {
+    for (seed, first, second) in [(34, 0.1, 3e-3), (35, -5.0, -2.5e-3), (36, 0.1, -3e-3)] {
+        let lies = vec![(24.0 * HOUR, 25.0 * HOUR, first), (25.0 * HOUR, 25.2 * HOUR, second)];
+        let run = World { lies, ..lan(seed) }.run(26.0, |t| if t < 23.0 * HOUR { 64.0 } else { 16.0 });
+        run.assert_honest();
+        let off = worst(run.after(23.0 * HOUR));
+        assert!(off < 100.0 * US, "{first}, then {second}: {off}");
+    }
+}
+
 #[test]
 fn a_server_that_never_stops_contradicting_the_clock_is_believed_after_as_long_as_it_confirmed_it() {
     let mut world = lan(12);
