@@ -12,7 +12,8 @@ const DRIFT_RATE: f64 = 12e-6;
 /// So many of the last refused stamps are looked at; an oscillator takes `DRIFTING` at least.
 const REMEMBERED: usize = 8;
 const DRIFTING: usize = 3;
-/// A server is noisy once it contradicted the clock so often upward and as often downward, of which a stamp forgets this share.
+/// A server is noisy once it contradicted the clock so often upward and as often downward, of which each stamp forgets this share:
+/// four times each.
 const NOISY: f64 = 3.0;
 const FORGOTTEN: f64 = 1.0 / 32.0;
 /// Noise is no larger, s.
