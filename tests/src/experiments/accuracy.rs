@@ -53,10 +53,21 @@ struct Outcome {
     stamps: usize,
     /// Half of the smallest round trip, µs: no bound can be smaller without knowing more.
     half_round_trip_us: f64,
-    xen_radclock: Option<Score>,
-    clock_bound: Option<Score>,
+    xen_radclock: Option<Figures>,
+    clock_bound: Option<Figures>,
     #[serde(skip)]
     run: Run,
+}
+
+/// One clock's figures.
+#[derive(Serialize)]
+struct Figures {
+    #[serde(flatten)]
+    score: Score,
+    /// How many readings there were from the first on, those before the scored ones included…
+    all_readings: usize,
+    /// …and how many of them were outside of their bound.
+    all_outside_bound: usize,
 }
 
 /// What is drawn of it.
@@ -87,7 +98,7 @@ pub fn run(options: &Options) -> Result<Report> {
         "Each clock is asked for the time at each stamp's `Ta`, before it is given that stamp, and held against the true \
          time. Half of the difference between the smallest one-way delays, which no client can know, is taken off the \
          error, but not where it is held against the claimed bound. Scored is what comes after 2 h; after 10 min in a trace \
-         of less than 3 h. {PEER} is `ff::Ntp` of the crate `clock-bound` 3.0.0-rc.0 with its default parameters and the \
+         of less than 3 h. How many readings were outside of their bound is said of all, from a clock's first one on. {PEER} is `ff::Ntp` of the crate `clock-bound` 3.0.0-rc.0 with its default parameters and the \
          poll period of the trace; {OURS} has its default parameters."
     ));
     let (given, simulated) = results.traces.split_at(given);
@@ -98,7 +109,7 @@ pub fn run(options: &Options) -> Result<Report> {
     report.heading("Simulated traces");
     if !options.quick {
         report.text(&format!(
-            "{SEEDS} runs of each family: figures are the medians of the runs, but max is the largest and inside the smallest."
+            "{SEEDS} runs of each family: figures are the medians of the runs, but max is the largest, and readings are counted over all."
         ));
     }
     let mut families: Vec<(String, Vec<&Outcome>)> = vec![];
@@ -136,8 +147,12 @@ fn judge(trace: Trace, seed: Option<u64>) -> Result<Outcome> {
     });
     let ours = replay(&trace, &mut Synchroniser::new(SyncParams::default())?);
     let peer = ClockBound::new(poll(&trace)).map_or_else(Vec::new, |mut clock| replay(&trace, &mut clock));
-    let score = |readings: &[Reading]| Score::new(scored(&trace, readings), trace.asymmetry());
-    let (xen_radclock, clock_bound) = (score(&ours), score(&peer));
+    let figures = |readings: &[Reading]| {
+        let [all, score] = [readings, scored(&trace, readings)].map(|some| Score::new(some, trace.asymmetry()));
+        let all = all?;
+        Some(Figures { score: score?, all_readings: all.readings, all_outside_bound: all.outside_bound })
+    };
+    let (xen_radclock, clock_bound) = (figures(&ours), figures(&peer));
     step.done();
     Ok(Outcome {
         trace: trace.name.clone(),
@@ -174,8 +189,8 @@ impl Outcome {
         format!("{origin}-{}", self.trace)
     }
 
-    /// Each clock's name, colour, readings and score.
-    fn clocks(&self) -> [(&'static str, usize, &[Reading], Option<&Score>); 2] {
+    /// Each clock's name, colour, readings and figures.
+    fn clocks(&self) -> [(&'static str, usize, &[Reading], Option<&Figures>); 2] {
         [
             (OURS, 0, self.run.ours.as_slice(), self.xen_radclock.as_ref()),
             (PEER, 1, self.run.peer.as_slice(), self.clock_bound.as_ref()),
@@ -191,34 +206,32 @@ fn table(groups: Vec<(String, Vec<&Outcome>)>) -> Table {
         "rms, µs",
         "99 %, µs",
         "max, µs",
-        "inside of bound",
+        "outside of bound",
         "median bound, µs",
         "½ smallest round trip, µs",
         "rms, ratio",
     ]);
     for (name, outcomes) in groups {
         for (clock, colour, ..) in outcomes[0].clocks() {
-            let scores: Vec<&Score> = outcomes.iter().filter_map(|outcome| outcome.clocks()[colour].3).collect();
-            let of = |value: fn(&Score) -> f64| scores.iter().map(|score| value(score)).collect::<Vec<f64>>();
+            let figures: Vec<&Figures> = outcomes.iter().filter_map(|outcome| outcome.clocks()[colour].3).collect();
+            let of = |value: fn(&Score) -> f64| figures.iter().map(|of| value(&of.score)).collect::<Vec<f64>>();
             let half = outcomes.iter().map(|outcome| outcome.half_round_trip_us).collect();
             let ratio = || {
                 let ratios = outcomes.iter().filter_map(|outcome| {
-                    Some(outcome.xen_radclock.as_ref()?.rms_us / outcome.clock_bound.as_ref()?.rms_us)
+                    Some(outcome.xen_radclock.as_ref()?.score.rms_us / outcome.clock_bound.as_ref()?.score.rms_us)
                 });
                 median(ratios.collect()).map_or("-".to_owned(), |ratio| format!("{ratio:.2}"))
             };
             let cell = |value: Option<f64>| value.map_or("-".to_owned(), figure);
-            let inside = of(|score| score.inside).into_iter().reduce(f64::min);
+            let all: usize = figures.iter().map(|of| of.all_readings).sum();
+            let outside: usize = figures.iter().map(|of| of.all_outside_bound).sum();
             table.row([
                 if colour == 0 { name.clone() } else { String::new() },
                 clock.to_owned(),
                 cell(median(of(|score| score.rms_us))),
                 cell(median(of(|score| score.p99_us))),
                 cell(of(|score| score.max_us).into_iter().reduce(f64::max)),
-                inside.map_or(
-                    "-".to_owned(),
-                    |inside| if inside == 1.0 { "all".to_owned() } else { format!("{inside:.4}") },
-                ),
+                if all == 0 { "-".to_owned() } else { format!("{outside} of {all}") },
                 cell(median(of(|score| score.median_bound_us))),
                 cell(median(half)),
                 if colour == 0 { ratio() } else { String::new() },
@@ -237,7 +250,7 @@ fn overview(title: &str, groups: &[(String, Vec<&Outcome>)]) -> Plot {
     let names = groups.iter().map(|(name, _)| name.clone()).collect();
     let series = [0, 1].map(|clock| {
         let points = groups.iter().enumerate().flat_map(|(place, (_, outcomes))| {
-            outcomes.iter().filter_map(move |outcome| Some((outcome.clocks()[clock].3?.rms_us, place as f64)))
+            outcomes.iter().filter_map(move |outcome| Some((outcome.clocks()[clock].3?.score.rms_us, place as f64)))
         });
         Series { label: [OURS, PEER][clock].to_owned(), mark: Mark::Dots, colour: clock, points: points.collect() }
     });
