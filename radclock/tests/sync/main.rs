@@ -176,6 +176,19 @@ fn a_loopback_server_gives_a_bound_of_tens_of_microseconds() {
     assert!(median_bound(run.after(600.0)) < 40.0 * US, "{}", median_bound(run.after(600.0)));
 }
 
+/// A PTP hardware clock: read between two readings of the counter a microsecond apart, or a little more.
+#[test]
+fn a_hardware_clock_gives_less_than_a_microsecond() {
+    let path = Path { min: 0.45 * US, queue: 0.05 * US, burst: (0.02, US) };
+    for (seed, poll) in [(38, 1.0), (39, 1.0), (40, 16.0), (41, 16.0)] {
+        let run = World { path, host_delay: 0.0, held: 0.0, ..lan(seed) }.run(6.0, |_| poll);
+        run.assert_honest();
+        let settled = run.after(2.0 * HOUR);
+        assert!(rms(settled) < 0.25 * US, "seed {seed}, every {poll} s: {}", rms(settled));
+        assert!(worst(settled) < 1.0 * US, "seed {seed}, every {poll} s: {}", worst(settled));
+    }
+}
+
 #[test]
 fn an_emulated_counter_that_wanders_within_each_second_stays_inside_the_bound() {
     for (seed, poll) in [(24, 1.0), (25, 16.0)] {

@@ -33,6 +33,10 @@ pub struct World {
     /// Each second the rate is off by at most so much, and the counter is set right at the second's end.
     pub jitter: f64,
     pub path: Path,
+    /// Mean of what lies between a packet and its timestamp, s.
+    pub host_delay: f64,
+    /// How long the server keeps a request, s.
+    pub held: f64,
     /// What is added to the smallest delays from a time on.
     pub shifts: Vec<(f64, [f64; 2])>,
     /// When there are no exchanges.
@@ -53,6 +57,8 @@ pub fn lan(seed: u64) -> World {
         jump: (f64::INFINITY, 0.0),
         jitter: 0.0,
         path: Path { min: 200e-6, queue: 40e-6, burst: (0.02, 1e-3) },
+        host_delay: 1.5e-6,
+        held: 20e-6,
         shifts: vec![],
         gaps: vec![],
         lies: vec![],
@@ -109,14 +115,14 @@ impl World {
     fn delay(&self, random: &mut Random, t: f64, direction: usize) -> f64 {
         let shift: f64 = self.shifts.iter().filter(|shift| t >= shift.0).map(|shift| shift.1[direction]).sum();
         let burst = if random.uniform() < self.path.burst.0 { random.exponential(self.path.burst.1) } else { 0.0 };
-        self.path.min + shift + random.exponential(self.path.queue) + random.exponential(1.5e-6) + burst
+        self.path.min + shift + random.exponential(self.path.queue) + random.exponential(self.host_delay) + burst
     }
 
     /// The exchange that starts at a true time.
     pub fn stamp(&self, random: &mut Random, t: f64) -> Stamp {
         let lie: f64 = self.lies.iter().filter(|lie| (lie.0..lie.1).contains(&t)).map(|lie| lie.2).sum();
         let arrives = t + self.delay(random, t, 0);
-        let leaves = arrives + 20e-6;
+        let leaves = arrives + self.held;
         let back = leaves + self.delay(random, leaves, 1);
         let host = |random: &mut Random| (self.host_error * (2.0 * random.uniform() - 1.0) / self.period) as i64;
         Stamp {
