@@ -21,6 +21,7 @@ const NEEDED: &[&str] = &[
     "mmdebstrap",
     "openssh-client",
     "qemu-system-x86",
+    "systemd",
     "xz-utils",
 ];
 
