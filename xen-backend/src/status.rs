@@ -1,14 +1,14 @@
 //! The status socket: requests and responses of `radclock::report`, a JSON object a line.
 
-use std::fs::Permissions;
 use std::io;
-use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
 use radclock::report::{Request, Response};
+use rustix::fs::Mode;
+use rustix::process::umask;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Semaphore, watch};
@@ -28,6 +28,9 @@ const LOOK: Duration = Duration::from_secs(1);
 const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 
 /// Opens the socket, for root and its group, in the place of one that a daemon before left.
+///
+/// It has that mode from its first moment: the umask, which is the whole process's, is another one meanwhile. So this comes
+/// before threads that make files.
 pub fn listen(path: &Path) -> anyhow::Result<UnixListener> {
     let new = path.with_extension("new");
     let open = || {
@@ -35,8 +38,10 @@ pub fn listen(path: &Path) -> anyhow::Result<UnixListener> {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             _ => {}
         }
-        let listener = UnixListener::bind(&new)?;
-        std::fs::set_permissions(&new, Permissions::from_mode(0o660))?;
+        let before = umask(Mode::from_raw_mode(0o117));
+        let listener = UnixListener::bind(&new);
+        umask(before);
+        let listener = listener?;
         std::fs::rename(&new, path)?;
         Ok(listener)
     };
