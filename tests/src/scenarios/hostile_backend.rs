@@ -1,6 +1,7 @@
 //! A backend that is broken in every way there is: the guest's driver says so, its programs get an error at once, and its
 //! kernel does not mind.
 
+use std::cell::Cell;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -32,11 +33,27 @@ const PAGES: &[&str] = &[
 ];
 /// What the PV guest is put through: the driver is the same.
 const FEW: &[&str] = &["magic", "year 9999", "stuck"];
-/// What makes the offer unusable: the node, and what it says.
-const NODES: &[(&str, &str)] =
-    &[("version", "2"), ("version", "99999999999999999999"), ("page-ref", "4294967295"), ("page-ref", "none")];
+const NEVER_GRANTED: &str = "4294967295";
+/// What makes the offer unusable.
+const OFFERS: &[Offer] = &[
+    Offer { node: "version", value: "2", said: "protocol version 2, only 1 is known", keeps_clock: false },
+    Offer { node: "version", value: "99999999999999999999", said: "protocol version ", keeps_clock: false },
+    Offer { node: "page-ref", value: NEVER_GRANTED, said: "mapping page-ref 4294967295", keeps_clock: true },
+    Offer { node: "page-ref", value: "none", said: "reading page-ref", keeps_clock: true },
+];
 /// A program's attempt to read the clock, in emulation, with the start of its process.
 const READ_LIMIT_MS: u64 = 2_000;
+
+/// An offer with a node that is wrong.
+#[derive(Debug)]
+struct Offer {
+    node: &'static str,
+    value: &'static str,
+    /// By the driver, in its kernel's log.
+    said: &'static str,
+    /// A guest that has parameters goes on by them.
+    keeps_clock: bool,
+}
 
 /// One guest, the broken backend's process for it, and its nodes.
 struct Victim<'host> {
@@ -45,6 +62,8 @@ struct Victim<'host> {
     domid: u16,
     page_ref: String,
     port: String,
+    /// How often its kernel's log was marked.
+    marks: Cell<u32>,
 }
 
 impl<'host> Victim<'host> {
@@ -61,7 +80,7 @@ impl<'host> Victim<'host> {
             Ok(said.trim().split_once(' ').map(|(page, port)| (page.to_owned(), port.to_owned())))
         });
         let (page_ref, port) = offer?;
-        let victim = Victim { host, guest, domid, page_ref, port };
+        let victim = Victim { host, guest, domid, page_ref, port, marks: Cell::new(0) };
         let (backend, frontend) = (victim.backend(), victim.frontend());
         // Written by nobody's code of ours, but in its order: the permissions first, the backend's state last but one.
         host.run(&format!(
@@ -90,6 +109,25 @@ impl<'host> Victim<'host> {
             _ => format!("{backend}/{name} {good}"),
         });
         self.host.run(&format!("xenstore-write {} {backend}/state 2", nodes.join(" "))).map(drop)
+    }
+
+    /// Makes an offer that the driver cannot take, and waits until it has said so: of this offer, not of one before.
+    fn offer_in_vain(&self, node: &str, value: &str, said: &str) -> Result<()> {
+        let mark = format!("lab: offer {}:", self.marks.replace(self.marks.get() + 1));
+        self.guest.run(&format!("echo '{mark} {node} {value}' > /dev/kmsg"))?;
+        self.offer(Some((node, value)))?;
+        wait::until("the driver to say what is wrong", COMMAND_LIMIT, || {
+            let log = self.guest.run("dmesg")?;
+            let (_, since) = log.split_once(&mark).context("the mark is gone from the log")?;
+            Ok(since.lines().any(|line| line.contains("radclock-0:") && line.contains(said)).then_some(()))
+        })
+        .with_context(|| format!("{node} {value}: {}", self.guest.run("dmesg | tail").unwrap_or_default()))
+    }
+
+    fn ensure_not_connected(&self) -> Result<()> {
+        let state = self.host.run(&format!("xenstore-read {}/state", self.frontend()))?;
+        ensure!(state.trim() != "4", "{} is connected", self.guest.name());
+        Ok(())
     }
 
     /// Has the broken backend do something.
@@ -126,12 +164,11 @@ pub fn a_broken_backend_gives_no_time_and_does_no_harm(lab: &Lab) -> Result<()> 
     for (kind, pages) in [(Kind::Pvh, PAGES), (Kind::Pv, FEW)] {
         let victim = Victim::new(&host, kind)?;
         let guest = &victim.guest;
-        for &broken in NODES {
-            victim.offer(Some(broken))?;
+        for offer in OFFERS {
+            victim.offer_in_vain(offer.node, offer.value, offer.said)?;
+            victim.ensure_not_connected()?;
             // Nobody has to be told what never was: the page goes on saying that there is no clock.
-            let logged = || Ok(guest.run("dmesg")?.contains("radclock-0:").then_some(()));
-            wait::until("the driver to say what is wrong", COMMAND_LIMIT, logged)?;
-            guest.await_state("unreadable", 10).with_context(|| format!("{broken:?}"))?;
+            guest.await_state("unreadable", 10).with_context(|| format!("{offer:?}"))?;
         }
         victim.offer(None)?;
         guest.await_synchronized()?;
@@ -143,15 +180,25 @@ pub fn a_broken_backend_gives_no_time_and_does_no_harm(lab: &Lab) -> Result<()> 
         }
         victim.act("flood")?;
         guest.run("lab-probe read 1").context("while events come as fast as they can")?;
-
+        for offer in OFFERS {
+            if !offer.keeps_clock {
+                // While a page is mapped, an offer of the same one is no news.
+                victim.offer_in_vain("page-ref", NEVER_GRANTED, "mapping page-ref 4294967295")?;
+            }
+            victim.offer_in_vain(offer.node, offer.value, offer.said)?;
+            if offer.keeps_clock {
+                guest.run("radclock now").with_context(|| format!("by what was there before {offer:?}"))?;
+            } else {
+                victim.await_unreliable(offer.value)?;
+            }
+            victim.offer(None)?;
+            guest.await_synchronized().with_context(|| format!("after {offer:?}"))?;
+        }
         // A grant that has ended is not mapped again; what was mapped stays, so the clock goes on by what it said.
         victim.act("torn down")?;
-        victim.offer(Some(("page-ref", "4294967295")))?;
-        wait::until("the driver to let go", COMMAND_LIMIT, || {
-            let state = host.run(&format!("xenstore-read {}/state", victim.frontend()))?;
-            Ok((state.trim() != "4").then_some(()))
-        })?;
-        guest.run("lab-probe read 1").context("by the parameters of a page that is gone")?;
+        victim.offer_in_vain("page-ref", NEVER_GRANTED, "mapping page-ref 4294967295")?;
+        victim.ensure_not_connected()?;
+        guest.run("radclock now").context("by the parameters of a page that is gone")?;
         host.run(&format!("xenstore-write {}/state 6", victim.backend()))?;
         victim.await_unreliable("a backend that has closed")?;
         ensure_no_complaint_in(guest)?;
@@ -160,7 +207,7 @@ pub fn a_broken_backend_gives_no_time_and_does_no_harm(lab: &Lab) -> Result<()> 
             "{}: {} broken pages, {} broken offers, {} lines in its kernel's log",
             guest.name(),
             pages.len(),
-            NODES.len(),
+            OFFERS.len(),
             lines.trim()
         );
         victim.act("end")?;
