@@ -37,7 +37,7 @@ struct Backend {
     system_time: SystemTime,
     events: File,
     port: u32,
-    /// Nothing once it is torn down.
+    /// All that keeps the grant; nothing once it is torn down.
     mapping: Option<MmapRaw>,
     generation: u64,
 }
@@ -51,6 +51,8 @@ pub fn run(domid: u16, fifo: &Path) -> Result<()> {
     // SAFETY: the kernel reads and writes `request`, which is laid out as it expects for one page.
     Errno::result(unsafe { libc::ioctl(memory.as_raw_fd(), allocate, &raw mut request) }).context("granting a page")?;
     let mapping = MmapOptions::new().offset(request.index).len(PAGE_SIZE).map_raw(&memory)?;
+    // The grant is the file's and the mapping's: it ends with the latter alone.
+    drop(memory);
     let events = open("/dev/xen/evtchn")?;
     let remote = u32::from(domid);
     // SAFETY: the kernel reads the number of the domain.
@@ -81,6 +83,7 @@ impl Backend {
                 }
                 return Ok(());
             }
+            // The grant ends, too; if the guest maps the page, Dom0's kernel puts that off until it does no longer.
             "torn down" => {
                 self.mapping = None;
                 return Ok(());
