@@ -1,9 +1,12 @@
-//! A backend that breaks what `radclockd` keeps: one page, granted and written as it is told.
+//! A backend that breaks what `radclockd` keeps: one page, granted and written as it is told. A good one says what the
+//! radclockd says that runs here and offers its clock to no guest, so that readings can be held against true time.
 
 use std::fs::{File, OpenOptions};
 use std::io::{BufRead, BufReader, Write};
 use std::os::fd::AsRawFd;
 use std::path::Path;
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -16,8 +19,10 @@ use radclock::time::Timestamp;
 use xen_backend::xen::{IOCTLS, SystemTime};
 use zerocopy::IntoBytes;
 
-use crate::{clock, page};
+use crate::{Wire, rebased};
 
+/// From a good page to the next.
+const UPDATE: Duration = Duration::from_secs(1);
 /// How long a flood of events lasts.
 const FLOOD: Duration = Duration::from_secs(2);
 /// 9999-01-01.
@@ -39,6 +44,9 @@ struct Backend {
     port: u32,
     /// All that keeps the grant; nothing once it is torn down.
     mapping: Option<MmapRaw>,
+    wire: Wire,
+    /// What stood there last.
+    newest: Page,
     generation: u64,
 }
 
@@ -57,20 +65,34 @@ pub fn run(domid: u16, fifo: &Path) -> Result<()> {
     let remote = u32::from(domid);
     // SAFETY: the kernel reads the number of the domain.
     let port = Errno::result(unsafe { libc::ioctl(events.as_raw_fd(), bind, &raw const remote) })? as u32;
-    let mut backend = Backend { system_time: SystemTime::open()?, events, port, mapping: Some(mapping), generation: 0 };
+    let wire = Wire::open()?;
+    let newest = wire.page().snapshot()?;
+    let generation = newest.ext.generation.get();
+    let mut backend =
+        Backend { system_time: SystemTime::open()?, events, port, mapping: Some(mapping), wire, newest, generation };
     backend.act("good")?;
     println!("{} {port}", request.gref);
     std::io::stdout().flush()?;
     // For writing as well, so that it does not end with each writer.
     let fifo = OpenOptions::new().read(true).write(true).open(fifo).context(fifo.display().to_string())?;
-    for line in BufReader::new(fifo).lines() {
-        let line = line?;
-        if line == "end" {
-            break;
+    let (sender, lines) = mpsc::channel();
+    thread::spawn(move || BufReader::new(fifo).lines().try_for_each(|line| sender.send(line)));
+    let mut is_good = true;
+    loop {
+        match lines.recv_timeout(UPDATE) {
+            Ok(line) => {
+                let line = line?;
+                if line == "end" {
+                    return Ok(());
+                }
+                backend.act(&line)?;
+                is_good = matches!(line.as_str(), "good" | "flood");
+            }
+            Err(RecvTimeoutError::Timeout) if is_good => backend.act("good")?,
+            Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Disconnected) => bail!("the FIFO has ended"),
         }
-        backend.act(&line)?;
     }
-    Ok(())
 }
 
 impl Backend {
@@ -91,7 +113,11 @@ impl Backend {
             _ => {}
         }
         self.generation += 1;
-        let mut page = page(self.generation, Some(clock(self.system_time.now()?)));
+        // If radclockd was interrupted while it writes the page, what stood there goes on being right.
+        if let Ok(newer) = self.wire.page().snapshot() {
+            self.newest = newer;
+        }
+        let mut page = rebased(&self.newest, self.system_time.now()?, self.generation)?;
         let abi = &mut page.abi;
         match action {
             "good" | "stuck" => {}

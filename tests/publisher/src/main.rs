@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use clap::{Parser, Subcommand};
 use lab_agent::LAST_GENERATION;
-use memmap2::MmapOptions;
+use memmap2::{Mmap, MmapOptions};
 use radclock::clock::{Clock, Period, Status};
 use radclock::page::{Content, CounterId, Flags, PAGE_SIZE, Page};
 use radclock::seqcount::SharedPage;
@@ -57,7 +57,8 @@ enum Command {
     /// Prints how many updates there were.
     Rapid { seconds: u64 },
     /// A broken backend of one guest, without its nodes: grants a page, prints its reference and a port, and then does what
-    /// the lines say that are written to the FIFO.
+    /// the lines say that are written to the FIFO. What is right in it is the clock of the radclockd that runs here and
+    /// offers it to no guest.
     Broken { domid: u16, fifo: PathBuf },
 }
 
@@ -147,11 +148,8 @@ async fn fanout(connected: usize, fifo: &Path) -> Result<()> {
 
 async fn rapid(duration: Duration) -> Result<()> {
     let system_time = SystemTime::open()?;
-    // SAFETY: the file is a page of tmpfs that stays as long as it is mapped; it is read through atomics.
-    let map = unsafe { MmapOptions::new().len(PAGE_SIZE).map(&File::open(WIRE).context(WIRE)?)? };
-    // SAFETY: a mapping is aligned to pages and lives as long as the reference.
-    let wire = unsafe { SharedPage::from_ptr(map.as_ptr()) };
-    let mut page = wire.snapshot()?;
+    let wire = Wire::open()?;
+    let mut page = wire.page().snapshot()?;
     let host_id = page.ext.host_id;
     let mut generation = page.ext.generation.get();
     let guests = Guests::start(GuestPolicy::All, host_id, "lab".to_owned(), page).await?;
@@ -161,7 +159,7 @@ async fn rapid(duration: Duration) -> Result<()> {
         generation += 1;
         updates += 1;
         // If radclockd was interrupted while it writes the page, what stood there goes on being right.
-        if let Ok(newer) = wire.snapshot() {
+        if let Ok(newer) = wire.page().snapshot() {
             page = newer;
         }
         guests.publish(&rebased(&page, system_time.now()?, generation)?);
@@ -170,6 +168,21 @@ async fn rapid(duration: Duration) -> Result<()> {
     guests.shutdown().await;
     println!("{updates}");
     Ok(())
+}
+
+/// The page of the radclockd that runs here.
+struct Wire(Mmap);
+
+impl Wire {
+    fn open() -> Result<Wire> {
+        // SAFETY: the file is a page of tmpfs that stays as long as it is mapped; it is read through atomics.
+        Ok(Wire(unsafe { MmapOptions::new().len(PAGE_SIZE).map(&File::open(WIRE).context(WIRE)?)? }))
+    }
+
+    fn page(&self) -> &SharedPage {
+        // SAFETY: a mapping is aligned to pages and lives as long as the reference.
+        unsafe { SharedPage::from_ptr(self.0.as_ptr()) }
+    }
 }
 
 /// The same clock with its reference at `now`.
