@@ -1,6 +1,7 @@
 //! A guest that means harm, for the lab: rewrites its nodes in XenStore, floods its event channel, keeps its grant. It
 //! runs in the guest, with what a guest has: `/dev/xen/xenbus`, and the modules xen-evtchn and xen-gntdev.
 
+use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Write};
 use std::os::fd::AsRawFd;
@@ -17,6 +18,8 @@ use nix::libc;
 const PAGE: usize = 4096;
 /// `XENSTORE_PAYLOAD_MAX`.
 const PAYLOAD_MAX: usize = 4096;
+/// xenstored's quota for a node of a guest's, `quota_max_entry_size`: value, permissions and names below it.
+const NODE_MAX: usize = 2048;
 const XS_WRITE: u32 = 11;
 const XS_RM: u32 = 13;
 const XS_ERROR: u32 = 16;
@@ -29,7 +32,8 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Rewrite the device's nodes and what the toolstack asks for, as fast as XenStore takes it; print how often it did. VICTIM is another guest's domain, whose nodes it tries.
+    /// Rewrite the device's nodes and what the toolstack asks for, as fast as XenStore takes it; print how often it did and how
+    /// often it did not, a line for each kind of deed. VICTIM is another guest's domain, whose nodes it tries.
     Nodes { victim: u16, seconds: u64 },
     /// Bind a port of Dom0's and send events as fast as Xen takes them; print how many.
     Flood { port: u32, seconds: u64 },
@@ -113,37 +117,39 @@ fn nodes(victim: u16, duration: Duration) -> Result<()> {
     let mut store = Store::open()?;
     let node = |name: &str| format!("{DEVICE}/{name}");
     let start = Instant::now();
-    let (mut written, mut refused) = (0u64, 0u64);
+    let mut counts: BTreeMap<&str, [u64; 2]> = BTreeMap::new();
+    // As much as a message has room for, and as much as xenstored lets a guest keep in a node.
     let huge = vec![b'4'; PAYLOAD_MAX - 64];
+    let large = vec![b'4'; NODE_MAX - 64];
     let binary: Vec<u8> = (0..=255u8).cycle().take(1000).collect();
     let others = format!("/local/domain/0/backend/radclock/{victim}/0");
     let mut step = 0u64;
     while start.elapsed() < duration {
         step += 1;
-        let done = match step % 16 {
-            0 => store.write(&node("state"), &huge),
-            1 => store.write(&node("state"), &binary),
-            2 => store.write(&node("state"), b""),
-            3 => store.remove(&node("state")),
-            4 => store.write(&node("backend"), others.as_bytes()),
-            5 => store.write(&node("backend-id"), victim.to_string().as_bytes()),
-            6 => store.ask_for_suspend(),
-            7 => store.write("control/shutdown", &binary),
-            8 => store.write(&node("version"), &huge),
-            9 => store.write(&node(&format!("state/{}", step % 5000)), b"4"),
-            10 if step % 256 == 10 => store.remove(DEVICE),
-            11 => store.write(&format!("{others}/state"), b"6"),
+        let (kind, done) = match step % 16 {
+            0 => ("huge state", store.write(&node("state"), &huge)),
+            1 => ("binary state", store.write(&node("state"), &binary)),
+            2 => ("empty state", store.write(&node("state"), b"")),
+            3 => ("no state", store.remove(&node("state"))),
+            4 => ("another backend", store.write(&node("backend"), others.as_bytes())),
+            5 => ("another backend's domain", store.write(&node("backend-id"), victim.to_string().as_bytes())),
+            6 => ("suspend", store.ask_for_suspend()),
+            7 => ("binary shutdown", store.write("control/shutdown", &binary)),
+            8 => ("large version", store.write(&node("version"), &large)),
+            9 => ("below state", store.write(&node(&format!("state/{}", step % 5000)), b"4")),
+            // Only once all else was done: most of it is refused until the next offer.
+            10 if step % 256 == 26 => ("no device", store.remove(DEVICE)),
+            11 => ("another's state", store.write(&format!("{others}/state"), b"6")),
             // Nine states, one after the other, Connected between them.
-            n if n % 2 == 0 => store.write(&node("state"), b"4"),
-            _ => store.write(&node("state"), (step / 16 % 9).to_string().as_bytes()),
+            n if n % 2 == 0 => ("connected", store.write(&node("state"), b"4")),
+            _ => ("any state", store.write(&node("state"), (step / 16 % 9).to_string().as_bytes())),
         };
-        match done {
-            Ok(()) => written += 1,
-            Err(_) => refused += 1,
-        }
+        counts.entry(kind).or_default()[usize::from(done.is_err())] += 1;
     }
-    ensure!(written > 0, "XenStore refused everything");
-    println!("{written} written, {refused} refused");
+    for (kind, [written, refused]) in counts {
+        println!("{kind}: {written} written, {refused} refused");
+    }
+    println!("end");
     Ok(())
 }
 

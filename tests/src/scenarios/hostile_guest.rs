@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 
-use super::footprint::{Footprint, ensure_no_complaint_in};
+use super::footprint::{Footprint, ensure_no_complaint, ensure_no_complaint_in};
 use crate::figures::{UpdateLatency, update_latency};
 use crate::guest::{Guest, Kind};
 use crate::host::{COMMAND_LIMIT, Host};
@@ -28,11 +28,28 @@ const NO_CAP: u32 = 0;
 const WINDOWS: usize = 30;
 /// What the guest does lasts longer.
 const ATTACK_SECS: u64 = 28;
+/// What XenStore lets a guest do, as `lab-hostile` calls it: without one of these the attack would be less than it says.
+const ALLOWED: &[&str] = &[
+    "binary state",
+    "empty state",
+    "no state",
+    "connected",
+    "any state",
+    "below state",
+    "another backend",
+    "another backend's domain",
+    "large version",
+    "no device",
+    "suspend",
+    "binary shutdown",
+];
+/// And what it does not: more than the quota for a node, and nodes of another guest's.
+const FORBIDDEN: &[&str] = &["huge state", "another's state"];
 /// Updates of which the latencies are compared, some 17 ms apart.
 const UPDATES: usize = 600;
 /// The daemon's memory may grow by what its allocator keeps.
 const MEMORY_KIB: u64 = 1024;
-/// Lines that it may log in one case: ten offers at once, each with its states.
+/// Lines that it may log in one case, from before the deed until its end: ten offers at once, each with its states.
 const LINES: usize = 80;
 /// Under attack nothing may be more than this times the quiet figure just before…
 const FACTOR: f64 = 2.0;
@@ -52,6 +69,7 @@ struct Cost {
     /// What xenstored costs, which answers the guest: reported, not judged.
     xenstored_percent: f64,
     memory_kib: u64,
+    /// Lines in its log, to be counted by the caller.
     lines: usize,
     /// How long it takes to answer the administrator, its process included.
     answer: Duration,
@@ -60,8 +78,6 @@ struct Cost {
 impl Cost {
     fn of(host: &Host) -> Result<Cost> {
         let pid = host.radclockd_pid()?;
-        let lines = || Ok::<_, anyhow::Error>(host.radclockd_log()?.lines().count());
-        let lines_before = lines()?;
         // Seconds; and of all of the daemon's threads the time that they ran, ns, and how often; and xenstored's time.
         let samples = host.run(&format!(
             "xenstored=$(pidof xenstored)
@@ -100,7 +116,7 @@ impl Cost {
             runs: mean(2)?,
             xenstored_percent: mean(3)? / 1e7,
             memory_kib: memory.trim().trim_end_matches(" kB").parse()?,
-            lines: lines()? - lines_before,
+            lines: 0,
             answer,
         })
     }
@@ -152,15 +168,29 @@ impl Deed {
     fn await_end(self, guest: &Guest) -> Result<String> {
         let says = match self {
             Deed::Nothing => return Ok(String::new()),
-            Deed::Nodes { .. } => "written",
+            Deed::Nodes { .. } => "end",
             Deed::Flood => "events",
         };
-        wait::until(says, COMMAND_LIMIT, || {
+        let said = wait::until(says, COMMAND_LIMIT, || {
             let said = guest.run("cat /run/deed")?;
             ensure!(!said.contains("lab-hostile:"), "the attack failed: {said}");
-            Ok(said.contains(says).then(|| said.trim().to_owned()))
-        })
+            Ok(said.contains(says).then(|| said.trim().replace('\n', "; ")))
+        })?;
+        if let Deed::Nodes { .. } = self {
+            for (kinds, allowed) in [(ALLOWED, true), (FORBIDDEN, false)] {
+                for kind in kinds {
+                    let written = written(&said, kind).with_context(|| format!("no {kind}: {said}"))?;
+                    ensure!((written > 0) == allowed, "{kind}: {written} written: {said}");
+                }
+            }
+        }
+        Ok(said)
     }
+}
+
+/// How often a kind of deed was done, by what `lab-hostile` says.
+fn written(said: &str, kind: &str) -> Option<u64> {
+    said.split("; ").find_map(|deed| deed.strip_prefix(kind)?.strip_prefix(": ")?.split(' ').next()?.parse().ok())
 }
 
 /// A node of the backend's directory for a guest.
@@ -195,11 +225,15 @@ pub fn a_hostile_guest_disturbs_nobody(lab: &Lab) -> Result<()> {
     let reader = Reader::start(&good, &[&host])?;
     let cap = |percent: u32| host.run(&format!("xl sched-credit2 -d evil -c {percent}")).map(drop);
     let cost_of = |deed: Deed, percent: u32| {
+        let lines = || Ok::<_, anyhow::Error>(host.radclockd_log()?.lines().count());
+        let lines_before = lines()?;
         deed.begin(&host, &evil)?;
         cap(percent)?;
-        let cost = Cost::of(&host)?;
+        let mut cost = Cost::of(&host)?;
         cap(NO_CAP)?;
-        println!("{}: {cost:.1?}; {}", deed.name(), deed.await_end(&evil)?);
+        let said = deed.await_end(&evil)?;
+        cost.lines = lines()? - lines_before;
+        println!("{}: {cost:.1?}; {said}", deed.name());
         ensure!(cost.memory_kib <= memory + MEMORY_KIB, "the daemon grows from {memory} KiB");
         ensure!(cost.lines <= LINES, "the daemon logs too much");
         Ok(cost)
@@ -252,7 +286,8 @@ pub fn a_hostile_guest_disturbs_nobody(lab: &Lab) -> Result<()> {
     ensure_no_complaint_in(&good)?;
     evil.destroy()?;
     good.destroy()?;
-    before.await_again(&host)
+    before.await_again(&host)?;
+    ensure_no_complaint(&host)
 }
 
 /// Without the driver the page and the port of the next offer are the guest's to take.
