@@ -25,8 +25,20 @@ use crate::{Lab, truth, wait};
 
 /// Between two readings of a guest, ms.
 const PERIOD: u64 = 25;
-/// How long the time daemons get to find the time after they were started.
-const WARM_UP: Duration = Duration::from_secs(90);
+/// Times in s.
+#[derive(Clone, Copy)]
+struct Schedule {
+    /// How long the time daemons get to find the time after they were started.
+    warm_up: u64,
+    /// How long is recorded before the first migration.
+    before: u64,
+    /// How long after the last one.
+    after: u64,
+}
+
+const SCHEDULE: Schedule = Schedule { warm_up: 90, before: 600, after: 600 };
+/// The daemons have found the time by then; how long chronyd and ntpd take after a migration is not seen to its end.
+const SCHEDULE_QUICK: Schedule = Schedule { warm_up: 30, before: 20, after: 60 };
 /// Errors below these are asked for, ns.
 const SETTLED: [(&str, f64); 3] = [("100 µs", 1e5), ("1 ms", 1e6), ("10 ms", 1e7)];
 const LIMIT: Duration = Duration::from_secs(120);
@@ -139,17 +151,20 @@ struct Offset {
 }
 
 pub fn run(options: &Options) -> Result<Report> {
-    let (before, after) = if options.quick { (60, 90) } else { (600, 600) };
+    let schedule = if options.quick { SCHEDULE_QUICK } else { SCHEDULE };
     let lab = Lab::prepare(Parts::All)?;
     let pair = lab.boot_pair()?;
     prepare_hosts(&pair)?;
     let mut timeline = Timeline::default();
     let mut runs = Vec::new();
     for (number, subject) in Subject::ALL.into_iter().enumerate() {
-        let guest = start_guest(&pair.first, subject, number)?;
+        let guest = create_guest(&pair.first, subject, number)?;
         runs.push(Run { subject, guest, offsets: vec![] });
     }
-    pass(&mut timeline, "Letting the time daemons find the time", WARM_UP)?;
+    for run in &runs {
+        start_keeping_time(run)?;
+    }
+    pass(&mut timeline, "Letting the time daemons find the time", schedule.warm_up)?;
     for run in &mut runs {
         run.measure_offset()?;
         run.guest.run(&format!(
@@ -157,7 +172,7 @@ pub fn run(options: &Options) -> Result<Report> {
             run.subject.clock()
         ))?;
     }
-    pass(&mut timeline, "Recording before the migration", Duration::from_secs(before))?;
+    pass(&mut timeline, "Recording before the migration", schedule.before)?;
     for run in &mut runs {
         let step = Step::begin(format!("Migrating the guest of {}", run.subject.name()));
         timeline.mark(MARK);
@@ -165,7 +180,7 @@ pub fn run(options: &Options) -> Result<Report> {
         timeline.mark(MARK);
         step.done();
     }
-    pass(&mut timeline, "Recording after the migration", Duration::from_secs(after))?;
+    pass(&mut timeline, "Recording after the migration", schedule.after)?;
     let mut records = Vec::new();
     for (number, run) in runs.iter_mut().enumerate() {
         records.push(run.fetch(number)?);
@@ -176,7 +191,7 @@ pub fn run(options: &Options) -> Result<Report> {
     let points =
         runs.iter().zip(&records).map(|(run, records)| Ok((run.subject, evaluate(records, &run.offsets, &timeline)?)));
     let points = points.collect::<Result<Vec<_>>>()?;
-    report(options, &points, before, after)
+    report(&points, schedule)
 }
 
 /// Both hosts have our clock and, as real hosts have, a right system clock, from which Xen gives resumed guests their time
@@ -196,18 +211,22 @@ fn prepare_hosts(pair: &Pair) -> Result<()> {
     pair.first.serve_guests()
 }
 
-fn start_guest(host: &Host, subject: Subject, number: usize) -> Result<Guest<'_>> {
+/// It boots while this returns.
+fn create_guest(host: &Host, subject: Subject, number: usize) -> Result<Guest<'_>> {
     match subject.daemon() {
         Some(daemon) => daemon.install(host)?,
         None => drop(host.run("rm -rf /guest")?),
     }
-    let guest = host.create_with_network(subject.name(), Kind::Pvh, &format!("10.9.0.{}", 11 + number))?;
+    host.create_with_network(subject.name(), Kind::Pvh, &format!("10.9.0.{}", 11 + number))
+}
+
+fn start_keeping_time(Run { subject, guest, .. }: &Run) -> Result<()> {
     guest.await_synchronized()?;
     guest.run("route add default gw 10.9.0.1")?;
     if let Some(command) = subject.command() {
         guest.run(&format!("setsid {command} < /dev/null > /run/daemon.log 2>&1 &"))?;
     }
-    Ok(guest)
+    Ok(())
 }
 
 impl Run<'_> {
@@ -241,14 +260,14 @@ impl Run<'_> {
     }
 }
 
-/// Lets time pass, and marks it.
-fn pass(timeline: &mut Timeline, what: &str, duration: Duration) -> Result<()> {
+/// Lets time pass, s, and marks it.
+fn pass(timeline: &mut Timeline, what: &str, seconds: u64) -> Result<()> {
     let step = Step::begin(what);
     let start = Instant::now();
-    while start.elapsed() < duration {
+    while start.elapsed() < Duration::from_secs(seconds) {
         wait::check()?;
         timeline.mark(MARK);
-        step.detail(&format!("{} of {} s", start.elapsed().as_secs(), duration.as_secs()));
+        step.detail(&format!("{} of {seconds} s", start.elapsed().as_secs()));
         thread::sleep(Duration::from_secs(1));
     }
     step.done();
@@ -309,7 +328,8 @@ fn figures(points: &[Point]) -> Figures {
     }
 }
 
-fn report(options: &Options, points: &[(Subject, Vec<Point>)], before: u64, after: u64) -> Result<Report> {
+fn report(points: &[(Subject, Vec<Point>)], schedule: Schedule) -> Result<Report> {
+    let Schedule { warm_up, before, after } = schedule;
     let of = |subject: Subject| {
         let found = points.iter().find(|(other, _)| *other == subject).map(|(_, points)| figures(points));
         found.context("a subject was left out")
@@ -328,10 +348,9 @@ fn report(options: &Options, points: &[(Subject, Vec<Point>)], before: u64, afte
          The platform timer of the second host runs 40 ppm faster. `radclock`: readings of the shared clock. \
          `discipline`: the system's clock with `radclock discipline`. `chronyd` and `ntpd` (NTPsec): the system's clock \
          with Debian's packages and their configuration, but with {} servers at fixed addresses in place of the pool, all \
-         of them the lab's NTP server through the network of the first host, started {} s before the record begins. \
+         of them the lab's NTP server through the network of the first host, started {warm_up} s before the record begins. \
          Recorded from {before} s before the first migration until {after} s after the last, {} readings a second each.",
         SERVERS.len(),
-        WARM_UP.as_secs(),
         1000 / PERIOD
     ));
     report.text(
@@ -365,8 +384,7 @@ fn report(options: &Options, points: &[(Subject, Vec<Point>)], before: u64, afte
         ]);
     }
     report.table(&table);
-    let around = if options.quick { 60.0 } else { 600.0 };
-    report.plot("migration", error_over_time(points, around));
+    report.plot("migration", error_over_time(points, after as f64));
     report.text("The same after the arrival, both axes logarithmic: how long each takes to be right again.");
     report.plot("settling", error_after_arrival(points));
     Ok(report)

@@ -59,7 +59,7 @@ pub const EXPERIMENTS: &[Experiment] = &[
     },
     Experiment {
         name: "migration",
-        about: "A guest's time across a live migration, ours and that of today's daemons (40 min; --quick: 15 min)",
+        about: "A guest's time across a live migration, ours and that of today's daemons (40 min; --quick: 12 min)",
         run: migration::run,
     },
     Experiment {
