@@ -1,14 +1,16 @@
 //! The status socket: requests and responses of `radclock::report`, a JSON object a line.
 
+use std::fs::Permissions;
 use std::io;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
 use radclock::report::{Request, Response};
-use rustix::fs::Mode;
-use rustix::process::umask;
+use rustix::fs::{Mode, fchmod};
+use rustix::net::{self, AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, socket_with};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Semaphore, watch};
@@ -24,13 +26,12 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const MAX_CLIENTS: usize = 64;
 /// How often a watched daemon is looked at for what changes without an update: guests and reach.
 const LOOK: Duration = Duration::from_secs(1);
+/// Clients that wait to be taken, besides [`MAX_CLIENTS`].
+const BACKLOG: i32 = 128;
 /// Wait after a connection could not be taken (too many open files).
 const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 
 /// Opens the socket, for root and its group, in the place of one that a daemon before left.
-///
-/// It has that mode from its first moment: the umask, which is the whole process's, is another one meanwhile. So this comes
-/// before threads that make files.
 pub fn listen(path: &Path) -> anyhow::Result<UnixListener> {
     let new = path.with_extension("new");
     let open = || {
@@ -38,12 +39,15 @@ pub fn listen(path: &Path) -> anyhow::Result<UnixListener> {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             _ => {}
         }
-        let before = umask(Mode::from_raw_mode(0o117));
-        let listener = UnixListener::bind(&new);
-        umask(before);
-        let listener = listener?;
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+        // Linux gives the name the mode that the socket has, less the umask: there is no moment in which everybody may connect.
+        fchmod(&socket, Mode::from_raw_mode(0o660))?;
+        bind(&socket, &SocketAddrUnix::new(&new)?)?;
+        std::fs::set_permissions(&new, Permissions::from_mode(0o660))?;
+        net::listen(&socket, BACKLOG)?;
         std::fs::rename(&new, path)?;
-        Ok(listener)
+        UnixListener::from_std(socket.into())
     };
     open().with_context(|| format!("cannot open the status socket {} (paths.socket)", path.display()))
 }
