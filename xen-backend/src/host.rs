@@ -28,6 +28,9 @@ fn parse(uuid: &str) -> Option<[u8; 16]> {
 /// What is no sleep, ns: two clocks are read one after the other.
 pub const NO_SLEEP_NANOS: i128 = 1_000_000;
 
+/// How often it is looked again whether the machine slept before that is believed.
+const LOOKS: u32 = 20;
+
 /// Tells whether the machine slept: then the counter may have stood still or started over.
 #[derive(Debug)]
 pub struct SleepWatch {
@@ -47,12 +50,16 @@ impl SleepWatch {
 
     /// Whether the machine slept since the last call.
     pub fn slept(&mut self) -> bool {
-        let now = slept();
-        let slept = now - self.slept_nanos > NO_SLEEP_NANOS;
-        if slept {
-            self.slept_nanos = now;
+        // On a host without time for Dom0 a process may be interrupted in between again and again.
+        let mut now = self.slept_nanos;
+        for _ in 0..LOOKS {
+            now = slept();
+            if now - self.slept_nanos <= NO_SLEEP_NANOS {
+                return false;
+            }
         }
-        slept
+        self.slept_nanos = now;
+        true
     }
 }
 
