@@ -245,6 +245,8 @@ pub fn run(lab: &Lab, quick: bool) -> Result<Vec<Outcome>> {
         suffered.with_context(|| host.radclockd_log().unwrap_or_default()).with_context(|| fault.name)?;
         for (guest, reader) in scene.guests.iter().zip(readers) {
             let verdict = reader.stop(guest)?.judge(guest.kind())?;
+            // A long run that fails has shown what it has.
+            println!("{}, {}: {verdict}", fault.name, guest.name());
             outcomes.push(Outcome {
                 fault: fault.name,
                 seconds: fault.duration(quick).as_secs(),
