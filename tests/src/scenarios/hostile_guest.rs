@@ -158,7 +158,14 @@ impl Deed {
     fn begin(self, host: &Host, guest: &Guest) -> Result<()> {
         let command = match self {
             Deed::Nothing => return Ok(()),
-            Deed::Nodes { victim } => format!("nodes {victim}"),
+            Deed::Nodes { victim } => {
+                // Removed in the deed before, perhaps: the daemon offers it again.
+                let exists = format!("xenstore-exists /local/domain/{}/device/radclock/0/backend", guest.domid()?);
+                wait::until("the device", COMMAND_LIMIT, || {
+                    Ok(host.output(&exists, COMMAND_LIMIT)?.status.success().then_some(()))
+                })?;
+                format!("nodes {victim}")
+            }
             Deed::Flood => format!("flood {}", offered(host, guest.domid()?, "event-channel")?),
         };
         guest.run(&format!("lab-hostile {command} {ATTACK_SECS} > /run/deed 2>&1 < /dev/null &")).map(drop)
