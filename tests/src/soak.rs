@@ -80,12 +80,7 @@ pub fn run(lab: &Lab, duration: Duration, seed: u64) -> Result<()> {
         println!("wrong readings:\n{}", tally.faults.join("\n"));
     }
     result?;
-    for Visitor { guest, .. } in visitors {
-        guest.await_boot()?;
-        ensure_no_complaint_in(&guest)?;
-        guest.destroy()?;
-    }
-    for guest in scene.guests {
+    for guest in scene.guests.into_iter().chain(visitors.into_iter().map(|visitor| visitor.guest)) {
         ensure_no_complaint_in(&guest)?;
         guest.destroy()?;
     }

@@ -28,8 +28,9 @@ fn parse(uuid: &str) -> Option<[u8; 16]> {
 /// What is no sleep, ns: two clocks are read one after the other.
 pub const NO_SLEEP_NANOS: i128 = 1_000_000;
 
-/// How often it is looked again whether the machine slept before that is believed.
-const LOOKS: u32 = 20;
+/// How often it is looked at before a sleep is believed: whoever is interrupted between the two clocks sees too much, and on a host
+/// without time for Dom0 that happens again and again.
+const LOOKS: u32 = 100;
 
 /// Tells whether the machine slept: then the counter may have stood still or started over.
 #[derive(Debug)]
@@ -40,7 +41,7 @@ pub struct SleepWatch {
 impl SleepWatch {
     /// Watches from now on.
     pub fn new() -> SleepWatch {
-        SleepWatch { slept_nanos: slept() }
+        SleepWatch { slept_nanos: (0..LOOKS).map(|_| slept()).min().unwrap_or_default() }
     }
 
     /// How long it had slept since it booted, by what was seen last, ns.
@@ -50,15 +51,14 @@ impl SleepWatch {
 
     /// Whether the machine slept since the last call.
     pub fn slept(&mut self) -> bool {
-        // On a host without time for Dom0 a process may be interrupted in between again and again.
-        let mut now = self.slept_nanos;
+        let mut least = i128::MAX;
         for _ in 0..LOOKS {
-            now = slept();
-            if now - self.slept_nanos <= NO_SLEEP_NANOS {
+            least = least.min(slept());
+            if least - self.slept_nanos <= NO_SLEEP_NANOS {
                 return false;
             }
         }
-        self.slept_nanos = now;
+        self.slept_nanos = least;
         true
     }
 }
@@ -69,18 +69,14 @@ impl Default for SleepWatch {
     }
 }
 
-/// How long this machine slept since it booted, ns: what `CLOCK_BOOTTIME` counts and `CLOCK_MONOTONIC` does not.
+/// How long this machine slept since it booted, ns, or more: what `CLOCK_BOOTTIME` counts and `CLOCK_MONOTONIC` does not.
 fn slept() -> i128 {
     let nanos = |id| {
         let time = rustix::time::clock_gettime(id);
         i128::from(time.tv_sec) * 1_000_000_000 + i128::from(time.tv_nsec)
     };
-    // The least of a few: whoever is interrupted between the two readings sees too much.
-    let reading = |_| {
-        let monotonic = nanos(rustix::time::ClockId::Monotonic);
-        nanos(rustix::time::ClockId::Boottime) - monotonic
-    };
-    (0..5).map(reading).min().expect("five readings")
+    let monotonic = nanos(rustix::time::ClockId::Monotonic);
+    nanos(rustix::time::ClockId::Boottime) - monotonic
 }
 
 #[cfg(test)]
