@@ -185,17 +185,20 @@ impl Wire {
     }
 }
 
-/// The same clock with its reference at `now`.
+/// The same clock with its reference at `now`, or none if radclockd has none.
 fn rebased(wire: &Page, now: u64, generation: u64) -> Result<Page> {
+    let mut page = *wire;
+    page.ext.generation.set(generation);
+    if !wire.abi.status().is_readable() {
+        return Ok(page);
+    }
     let clock = wire.abi.clock()?;
     let (time, max_error) = clock.reading_at(Counter(now)).context("radclockd's clock has run out")?;
     let age = now.saturating_sub(clock.counter.0);
-    let mut page = *wire;
     page.abi.counter_value.set(now);
     page.abi.time_sec.set(time.secs());
     page.abi.time_frac_sec.set(time.frac());
     page.abi.time_maxerror_nanosec.set(max_error.ceil_nanos() as u64);
-    page.ext.generation.set(generation);
     page.ext.valid_nanos.set(wire.ext.valid_nanos.get().saturating_sub(age));
     Ok(page)
 }
