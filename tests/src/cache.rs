@@ -3,6 +3,7 @@
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use anyhow::{Context, Result};
 use nix::fcntl::{Flock, FlockArg};
@@ -95,7 +96,7 @@ fn remove(path: &Path) -> Result<()> {
 /// A run's own folder.
 pub struct RunDir {
     path: PathBuf,
-    hosts: std::cell::Cell<u32>,
+    hosts: AtomicU32,
 }
 
 impl RunDir {
@@ -106,8 +107,7 @@ impl RunDir {
 
     /// A new folder in it for one more host.
     pub fn host_dir(&self) -> Result<PathBuf> {
-        self.hosts.set(self.hosts.get() + 1);
-        let path = self.path.join(format!("host{}", self.hosts.get()));
+        let path = self.path.join(format!("host{}", self.hosts.fetch_add(1, Ordering::Relaxed) + 1));
         fs::create_dir(&path)?;
         Ok(path)
     }

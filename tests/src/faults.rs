@@ -9,7 +9,7 @@ use serde::Serialize;
 use crate::command;
 use crate::guest::Guest;
 use crate::host::{COMMAND_LIMIT, Host};
-use crate::progress::Step;
+use crate::progress::{Step, say};
 use crate::readings::{Reader, Verdict};
 use crate::relay::{Answers, Relay};
 use crate::report::Table;
@@ -246,7 +246,7 @@ pub fn run(lab: &Lab, quick: bool) -> Result<Vec<Outcome>> {
         for (guest, reader) in scene.guests.iter().zip(readers) {
             let verdict = reader.stop(guest)?.judge(guest.kind())?;
             // A long run that fails has shown what it has.
-            println!("{}, {}: {verdict}", fault.name, guest.name());
+            say!("{}, {}: {verdict}", fault.name, guest.name());
             outcomes.push(Outcome {
                 fault: fault.name,
                 seconds: fault.duration(quick).as_secs(),

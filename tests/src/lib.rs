@@ -31,6 +31,7 @@ pub mod radclockd;
 pub mod readings;
 pub mod relay;
 pub mod report;
+pub mod runner;
 pub mod scenarios;
 pub mod soak;
 mod timeline;

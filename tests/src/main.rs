@@ -1,18 +1,19 @@
 //! `lab`: the lab's command line. `ci/lab`, `ci/demo` and `ci/test` are its faces.
 
+use std::num::NonZero;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Result, bail};
 use clap::{Parser, Subcommand, ValueEnum};
 use lab::cache::Cache;
-use lab::host::{Host, StoodStill};
+use lab::host::Host;
 use lab::payload::Parts;
 use lab::progress::Step;
-use lab::scenarios::{self, SCENARIOS, Scenario};
-use lab::{Lab, demo, experiments, figures, packages, soak, wait, xen};
+use lab::scenarios::{self, SCENARIOS};
+use lab::{Lab, demo, experiments, figures, packages, runner, soak, wait, xen};
 
 /// Real Xen hosts in QEMU.
 #[derive(Parser)]
@@ -68,6 +69,10 @@ enum Command {
     /// Run scenarios: all, or those whose names contain one of NAME.
     Run {
         name: Vec<String>,
+        /// Let so many hosts run at a time, with a CPU of this machine each. Scenarios whose figures would suffer still
+        /// run alone.
+        #[arg(long, value_name = "N", default_value_t = NonZero::<usize>::MIN)]
+        hosts: NonZero<usize>,
         #[command(flatten)]
         setup: Setup,
     },
@@ -158,7 +163,7 @@ fn run(command: Command) -> Result<()> {
             }
             Ok(())
         }
-        Command::Run { name, setup } => run_scenarios(&name, &setup),
+        Command::Run { name, hosts, setup } => run_scenarios(&name, &setup, hosts.get()),
         Command::Soak { hours, seed } => soak::run(&Lab::prepare(Parts::All)?, hours, seed),
         Command::Shell { setup, stay, idle, two: false } => shell(&setup, stay, idle),
         Command::Shell { setup, stay, idle, two: true } => shell_of_two(&setup, stay, idle),
@@ -170,44 +175,12 @@ fn hours(text: &str) -> Result<Duration, String> {
     Duration::try_from_secs_f64(hours * 3600.0).map_err(|error| error.to_string())
 }
 
-/// Runs it; once more if the emulated machine stood still.
-fn attempt(scenario: &Scenario, lab: &Lab) -> Result<()> {
-    let result = (scenario.run)(lab);
-    match &result {
-        Err(error) if error.is::<StoodStill>() => {
-            println!("{error:#}\nscenario {} once more ...", scenario.name);
-            (scenario.run)(lab)
-        }
-        _ => result,
-    }
-}
-
-fn run_scenarios(names: &[String], setup: &Setup) -> Result<()> {
+fn run_scenarios(names: &[String], setup: &Setup, hosts: usize) -> Result<()> {
     let chosen = scenarios::choose(names);
     if chosen.is_empty() {
         bail!("no scenario is called that; `list` names them");
     }
-    let lab = setup.lab()?;
-    let mut failed = 0;
-    for scenario in &chosen {
-        println!("scenario {} ...", scenario.name);
-        let begin = Instant::now();
-        let result = attempt(scenario, &lab);
-        let seconds = begin.elapsed().as_secs();
-        match result {
-            Ok(()) => println!("scenario {} ... ok ({seconds} s)", scenario.name),
-            Err(error) => {
-                wait::check()?;
-                failed += 1;
-                println!("scenario {} ... FAILED ({seconds} s)\n{error:#}", scenario.name);
-            }
-        }
-    }
-    println!("{} passed, {failed} failed", chosen.len() - failed);
-    if failed > 0 {
-        bail!("a scenario failed");
-    }
-    Ok(())
+    runner::run(&setup.lab()?, &chosen, hosts)
 }
 
 fn shell(setup: &Setup, stay: bool, idle: bool) -> Result<()> {

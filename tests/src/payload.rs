@@ -5,6 +5,7 @@ use std::ffi::OsString;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -149,6 +150,8 @@ pub fn target_dir() -> PathBuf {
 
 /// Builds `radclockd` from the same sources under another version.
 pub fn build_radclockd_of_version(version: &str) -> Result<PathBuf> {
+    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+    let _guard = ONE_AT_A_TIME.lock();
     let step = Step::begin(format!("Building radclockd {version}"));
     let sources = target_dir().join("other-version");
     fs::create_dir_all(&sources)?;

@@ -5,6 +5,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use anyhow::{Context, Result, ensure};
 
 use crate::guest::Kind;
+use crate::progress::say;
 use crate::{Lab, demo};
 
 /// A PV and a PVH guest have Dom0's clock, and its bounds hold.
@@ -12,7 +13,7 @@ pub fn guests_agree_with_dom0_and_true_errors_are_inside_their_bounds(lab: &Lab)
     let host = lab.boot()?;
     let guests = demo::synchronise(&host)?;
     let domains = demo::measure(&host, &guests)?;
-    eprintln!("{}", domains.table());
+    say!("{}", domains.table());
     let faults = domains.faults();
     ensure!(faults.is_empty(), "{}", faults.join("\n"));
     Ok(())

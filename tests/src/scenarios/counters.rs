@@ -9,6 +9,7 @@ use nix::errno::Errno;
 use crate::cache::Cache;
 use crate::guest::{Guest, Kind};
 use crate::host::Host;
+use crate::progress::say;
 use crate::xen::NotServed;
 use crate::{Lab, demo, xen};
 
@@ -22,7 +23,7 @@ pub fn the_series_apply_to_debians_sources(_lab: &Lab) -> Result<()> {
     let cache = Cache::open()?;
     for (release, _) in xen::SUITES {
         match xen::check(&cache, release) {
-            Err(error) if *release != xen::RELEASE && error.is::<NotServed>() => eprintln!("not shown: {error}"),
+            Err(error) if *release != xen::RELEASE && error.is::<NotServed>() => say!("not shown: {error}"),
             checked => checked?,
         }
     }
@@ -103,7 +104,7 @@ fn over_system_time_instead(host: &Host) -> Result<()> {
 
 fn right(host: &Host, guests: &[Guest]) -> Result<()> {
     let domains = demo::measure(host, guests)?;
-    eprintln!("{}", domains.table());
+    say!("{}", domains.table());
     let faults = domains.faults();
     ensure!(faults.is_empty(), "{}", faults.join("\n"));
     Ok(())

@@ -6,6 +6,7 @@ use anyhow::{Context, Result, ensure};
 
 use crate::guest::{Guest, Kind};
 use crate::host::Host;
+use crate::progress::say;
 use crate::readings::Reader;
 use crate::scenarios::footprint::Footprint;
 use crate::{Lab, demo, truth, wait};
@@ -93,7 +94,7 @@ pub fn no_reading_is_wrong_when_a_host_is_held_up_without_a_daemon(lab: &Lab) ->
         Ok(bound(&guest).is_ok_and(|bound| bound < 100_000_000).then_some(()))
     })?;
     let verdict = reader.stop(&guest)?.judge(guest.kind())?;
-    eprintln!("{verdict}");
+    say!("{verdict}");
     verdict.ensure_none_wrong()
 }
 

@@ -2,6 +2,7 @@
 
 use anyhow::{Context, Result, ensure};
 
+use crate::progress::say;
 use crate::readings::ensure_decided;
 use crate::{Lab, faults};
 
@@ -9,7 +10,7 @@ use crate::{Lab, faults};
 /// upgraded; pauses: none of a PV and a PVH guest's readings is outside of its bound.
 pub fn no_reading_is_wrong_whatever_goes_wrong_around_the_clock(lab: &Lab) -> Result<()> {
     let outcomes = faults::run(lab, true)?;
-    eprintln!("{}", faults::table(&outcomes).markdown());
+    say!("{}", faults::table(&outcomes).markdown());
     let undecided = outcomes.iter().map(|outcome| outcome.undecided).sum();
     ensure_decided(undecided, outcomes.iter().map(|outcome| outcome.verdict.records).sum())?;
     for outcome in outcomes {

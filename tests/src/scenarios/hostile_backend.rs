@@ -9,6 +9,7 @@ use anyhow::{Context, Result, ensure};
 use super::footprint::{ensure_no_complaint, ensure_no_complaint_in};
 use crate::guest::{Guest, Kind};
 use crate::host::{COMMAND_LIMIT, Host};
+use crate::progress::say;
 use crate::readings::Reader;
 use crate::{Lab, wait};
 
@@ -204,14 +205,14 @@ pub fn a_broken_backend_gives_no_time_and_does_no_harm(lab: &Lab) -> Result<()> 
         take_away(&victim)?;
         if let Some(reader) = reader {
             let verdict = reader.stop(guest)?.judge(kind)?;
-            println!("{}: {verdict}", guest.name());
+            say!("{}: {verdict}", guest.name());
             verdict.ensure_none_wrong()?;
             // Each broken page was the end of a clock that was read, and there was another one after it.
             ensure!(verdict.changes.len() >= pages.len(), "the reader missed some of it: {verdict}");
         }
         ensure_no_complaint_in(guest)?;
         let lines = guest.run("dmesg | grep -c radclock")?;
-        println!(
+        say!(
             "{}: {} broken pages, {} broken offers, {} lines in its kernel's log",
             guest.name(),
             pages.len(),

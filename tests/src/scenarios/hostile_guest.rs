@@ -14,6 +14,7 @@ use super::footprint::{Footprint, ensure_no_complaint, ensure_no_complaint_in};
 use crate::figures::{UpdateLatency, update_latency};
 use crate::guest::{Guest, Kind};
 use crate::host::{COMMAND_LIMIT, Host};
+use crate::progress::say;
 use crate::readings::Reader;
 use crate::report::Table;
 use crate::{Lab, wait};
@@ -133,7 +134,7 @@ fn compared<T>(
         if is_within(&quiet, &attacked) {
             return Ok([quiet, attacked]);
         }
-        println!("more than {FACTOR} times as much");
+        say!("more than {FACTOR} times as much");
     }
     bail!("{}: more than {FACTOR} times the quiet figures, {ROUNDS} times one after the other", attack.name())
 }
@@ -240,7 +241,7 @@ pub fn a_hostile_guest_disturbs_nobody(lab: &Lab) -> Result<()> {
         cap(NO_CAP)?;
         let said = deed.await_end(&evil)?;
         cost.lines = lines()? - lines_before;
-        println!("{}: {cost:.1?}; {said}", deed.name());
+        say!("{}: {cost:.1?}; {said}", deed.name());
         ensure!(cost.memory_kib <= memory + MEMORY_KIB, "the daemon grows from {memory} KiB");
         ensure!(cost.lines <= LINES, "the daemon logs too much");
         Ok(cost)
@@ -255,7 +256,7 @@ pub fn a_hostile_guest_disturbs_nobody(lab: &Lab) -> Result<()> {
     // The page is taken back as far as the guest is concerned that holds it.
     host.run("radclock-ctl detach evil && radclock-ctl attach evil")?;
     let verdict = reader.stop(&good)?.judge(Kind::Pvh)?;
-    println!("the other guest: {verdict}");
+    say!("the other guest: {verdict}");
     verdict.ensure_none_wrong()?;
     ensure!(verdict.errors == 0, "the other guest had no clock for a while: {verdict}");
 
@@ -268,7 +269,7 @@ pub fn a_hostile_guest_disturbs_nobody(lab: &Lab) -> Result<()> {
             cap(CAP)
         })?;
         cap(NO_CAP)?;
-        println!("{}: {latency:?}; {}", deed.name(), deed.await_end(&evil)?);
+        say!("{}: {latency:?}; {}", deed.name(), deed.await_end(&evil)?);
         Ok(latency)
     };
     let latencies = |quiet: &UpdateLatency, attacked: &UpdateLatency| {
@@ -286,7 +287,7 @@ pub fn a_hostile_guest_disturbs_nobody(lab: &Lab) -> Result<()> {
         ("quiet, holds the page", &holding[0], Some(&late_by_flood[0])),
         ("sends events, holds the page", &holding[1], Some(&late_by_flood[1])),
     ];
-    println!("{}", table(&rows).markdown());
+    say!("{}", table(&rows).markdown());
 
     host.start_radclockd()?;
     good.await_synchronized()?;

@@ -8,6 +8,7 @@ use radclock::page::{Content, CounterId, Flags, Page};
 use radclock::time::{Counter, Timestamp};
 use zerocopy::IntoBytes;
 
+use crate::progress::say;
 use crate::{Lab, truth};
 
 /// In emulation Dom0's TSC is the build machine's plus a constant, so the brackets can be checked: each of thousands of
@@ -36,7 +37,7 @@ pub fn readings_are_seen_between_a_question_and_its_answer(lab: &Lab) -> Result<
     host.run("mkdir -p /run/radclock")?;
     host.write("/run/radclock/vmclock0", page.as_bytes())?;
     let truth = truth::measure(&host, Duration::from_secs(2), |probe| Ok(host.expression(probe)))?;
-    eprintln!("{truth:?}");
+    say!("{truth:?}");
     ensure!(truth.samples >= 1000, "only {} readings were seen", truth.samples);
     ensure!(truth.uncertainty_ns < 10_000.0, "the narrowest bracket is ± {} ns wide", truth.uncertainty_ns);
     ensure!(truth.constant_offset_room >= 0, "readings lie outside of their brackets: {truth:?}");

@@ -11,7 +11,7 @@ use lab_agent::Recorded;
 use super::footprint::{Footprint, ensure_no_complaint, ensure_no_complaint_in};
 use crate::guest::{Guest, Kind};
 use crate::host::{Host, Pair, SECOND_RATE_PPB};
-use crate::progress::Step;
+use crate::progress::{Step, say};
 use crate::readings::{Change, Reader, Verdict};
 use crate::{Lab, divergence, wait};
 
@@ -45,10 +45,10 @@ pub fn no_reading_is_wrong_while_guests_migrate_under_load(lab: &Lab) -> Result<
     for kind in [Kind::Pv, Kind::Pvh] {
         moves.push(Moves::of(&pair, kind)?);
     }
-    eprintln!("{}\n{}", readings_table(&moves), timing_table(&moves));
+    say!("{}\n{}", readings_table(&moves), timing_table(&moves));
     let [first, second] = pair.hosts().map(Counting::of);
     let (first, second) = (first?, second?);
-    eprintln!(
+    say!(
         "Xen's system time: {:+.1} ppm on the first host, {:+.1} ppm on the second, which was booted {:.3} s after it",
         first.rate_ppm,
         second.rate_ppm,
@@ -140,7 +140,7 @@ impl Moves {
         let readings = reader.stop(&guest)?;
         let verdict = readings.judge(kind)?;
         step.done();
-        eprintln!("{}: {verdict}", kind.name());
+        say!("{}: {verdict}", kind.name());
         ensure_no_complaint_in(&guest)?;
         guest.destroy()?;
         Ok(Moves { kind, verdict, timings })

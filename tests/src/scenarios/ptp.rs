@@ -8,6 +8,7 @@ use crate::demo::{self, Domain};
 use crate::guest::Guest;
 use crate::host::Host;
 use crate::payload::PTP_CLOCK;
+use crate::progress::say;
 use crate::timeline::Timeline;
 
 /// A mark of the build machine's time is the narrowest of so many brackets.
@@ -44,7 +45,7 @@ pub fn guests_have_the_time_of_a_ptp_hardware_clock(lab: &Lab) -> Result<()> {
 /// All domains, none of them wrong.
 fn measure(host: &Host, guests: &[Guest]) -> Result<Vec<Domain>> {
     let domains = demo::measure(host, guests)?;
-    eprintln!("{}", domains.table());
+    say!("{}", domains.table());
     let faults = domains.faults();
     ensure!(faults.is_empty(), "{}", faults.join("\n"));
     Ok(domains.domains)

@@ -8,6 +8,7 @@ use anyhow::{Context, Result, bail, ensure};
 use super::footprint::{Footprint, ensure_no_complaint, ensure_no_complaint_in};
 use crate::guest::{Guest, Kind};
 use crate::host::{COMMAND_LIMIT, Host};
+use crate::progress::say;
 use crate::readings::Reader;
 use crate::{Lab, demo, payload, wait};
 
@@ -104,7 +105,7 @@ pub fn ensure_clock(guest: &Guest, after: &str) -> Result<()> {
 /// Ends a reader: none of its readings was wrong. A busy build machine may not be able to tell of some.
 pub fn judge(reader: Reader, guest: &Guest) -> Result<()> {
     let verdict = reader.stop(guest)?.judge(guest.kind())?;
-    eprintln!("{}: {verdict}", guest.name());
+    say!("{}: {verdict}", guest.name());
     ensure!(verdict.readings > 0, "{} has not read the time", guest.name());
     verdict.ensure_none_wrong().with_context(|| guest.name().to_owned())
 }
@@ -253,7 +254,7 @@ pub fn guests_are_saved_and_restored_in_the_midst_of_page_updates(lab: &Lab) -> 
         scene.restore()?;
     }
     scene.ensure_clock("after page updates")?;
-    end_background(&host, "updates")?;
+    end_background(&host, "updates").with_context(|| host.radclockd_log().unwrap_or_default())?;
     host.stop_radclockd("TERM")?;
     host.start_radclockd()?;
     scene.ensure_clock("after the publisher")?;
