@@ -104,8 +104,7 @@ impl core::fmt::Display for Status {
 }
 
 /// How much more the rate of a clock that runs free may be wrong, relative: 2⁻²⁰, what ten degrees do to a crystal.
-#[cfg(feature = "std")]
-const FREE_SHIFT: u32 = 20;
+pub(crate) const FREE_SHIFT: u32 = 20;
 
 /// The parameters of one clock over one counter.
 ///

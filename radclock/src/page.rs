@@ -151,7 +151,8 @@ pub struct Extension {
     /// Grows by one with each update of the parameters by the daemon.
     pub generation: U64,
     /// How long after the reference instant the parameters count as synchronised, ns. After that the clock is
-    /// [`Status::Freerunning`], whatever `clock_status` says.
+    /// [`Status::Freerunning`], whatever `clock_status` says, and a reader lets its bound grow by 2⁻²⁰ (1 ppm) faster; unless
+    /// this is 0, for then the bound does so by itself.
     pub valid_nanos: U64,
     /// The first second of the month after the leap second that `leap_indicator` speaks of, seconds since 1970 in UTC;
     /// 0 for none. So that who moves the reference instant on need not move the indicator on with it.

@@ -5,7 +5,7 @@
 
 use core::mem::{offset_of, size_of};
 
-use crate::clock::{Clock, Period, Status};
+use crate::clock::{Clock, FREE_SHIFT, Period, Status};
 use crate::leap::{LeapKind, LeapSecond, Phase};
 use crate::page::{
     CounterId, EXTENSION_MAGIC, EXTENSION_OFFSET, EXTENSION_VERSION, Extension, Flags, LEAP_POS, LEAP_POST_NEG,
@@ -256,8 +256,19 @@ const fn ordinary_head(id: CounterId) -> [u32; 3] {
 /// Whether a clock this long from its reference instant is no longer synchronised.
 #[inline(always)]
 const fn is_older(elapsed: Span, valid_nanos: u64) -> bool {
-    // 2^64 / 10^9 rounded down: rather too early than too late.
-    elapsed.as_frac().unsigned_abs() > valid_nanos as u128 * 18_446_744_073
+    elapsed.as_frac().unsigned_abs() > valid_units(valid_nanos)
+}
+
+/// Units of 2⁻⁶⁴ s, by 2^64 / 10^9 rounded down: rather too early than too late.
+#[inline(always)]
+const fn valid_units(valid_nanos: u64) -> u128 {
+    valid_nanos as u128 * 18_446_744_073
+}
+
+/// What [`Clock::free_running`] adds to the bound of a clock that is older than its validity.
+const fn free_growth(elapsed: Span, valid_nanos: u64) -> Span {
+    let beyond = elapsed.as_frac().unsigned_abs().saturating_sub(valid_units(valid_nanos));
+    Span::from_frac((beyond >> FREE_SHIFT) as i128 + 1)
 }
 
 /// The part of a page that says something.
@@ -291,11 +302,16 @@ impl View {
         if elapsed < -max_backwards {
             return Err(ReadError::Backwards);
         }
-        let (time, max_error) = clock.reading_at(counter).ok_or(ReadError::Range)?;
-        let at = self.leap(time, max_error)?;
-        if self.ext.is_known(abi.size.get()) && is_older(elapsed, self.ext.valid_nanos.get()) {
+        let (time, mut max_error) = clock.reading_at(counter).ok_or(ReadError::Range)?;
+        let valid_nanos = self.ext.valid_nanos.get();
+        if self.ext.is_known(abi.size.get()) && is_older(elapsed, valid_nanos) {
             status = Status::Freerunning;
+            // Who lets the bound grow faster by itself says so by a validity of 0.
+            if valid_nanos > 0 {
+                max_error = max_error.saturating_add(free_growth(elapsed, valid_nanos));
+            }
         }
+        let at = self.leap(time, max_error)?;
         let sample = Sample { counter, disruption_marker: abi.disruption_marker.get() };
         let tai_offset = abi.tai_offset().map(|offset| offset.wrapping_add(at.offset_change));
         Ok(Reading { sample, time: at.time, max_error, status, tai_offset, leap_second: at.inserted })

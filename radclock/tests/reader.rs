@@ -83,6 +83,22 @@ fn parameters_older_than_their_validity_are_freerunning() {
     assert_eq!(read_after(&short, 1001 * SECOND).unwrap().status, Status::Synchronized);
 }
 
+/// As [`Clock::free_running`] does, for who has nobody to do so; a validity of 0 says that it was done.
+#[test]
+fn a_bound_that_nobody_renews_grows_faster() {
+    let clock = content().clock.unwrap();
+    let free = clock.free_running(content().valid_nanos, clock.counter.offset(1000 * SECOND));
+    for nanos in [1000 * SECOND + 10, 1001 * SECOND, 5000 * SECOND, 90_000 * SECOND] {
+        let reading = read_after(&Page::new(&content()), nanos).unwrap();
+        let (bound, expected) = (reading.max_error, free.max_error_at(reading.sample.counter));
+        assert!((bound - expected).ceil_nanos().abs() <= 2, "{bound:?} instead of {expected:?} after {nanos} ns");
+        let grown = altered(|page| page.ext.valid_nanos.set(0));
+        let as_it_stands = read_after(&grown, nanos).unwrap();
+        assert_eq!(as_it_stands.max_error, clock.max_error_at(reading.sample.counter));
+        assert_eq!((as_it_stands.status, reading.status), (Status::Freerunning, Status::Freerunning));
+    }
+}
+
 #[test]
 fn what_cannot_be_right_is_an_error() {
     type Alter = fn(&mut Page);
@@ -151,7 +167,9 @@ fn leaping(secs: u64, nanos: u32, indicator: u8, offset: i16) -> Page {
         Clock { time: Timestamp::from_unix(secs, nanos.into()), max_error_nanos: 10, ..content().clock.unwrap() };
     let period_max_error = clock.period.frac / 10_000_000_000;
     let clock = Some(Clock { period_max_error, ..clock });
-    Page::new(&Content { clock, leap_indicator: indicator, tai_offset: Some(offset), ..content() })
+    // A month, so that the bound is that of the clock.
+    let valid_nanos = 31 * 86_400_000_000_000;
+    Page::new(&Content { clock, leap_indicator: indicator, tai_offset: Some(offset), valid_nanos, ..content() })
 }
 
 #[test]
@@ -418,7 +436,10 @@ proptest! {
             let Ok(reading) = result else { continue };
             let clock = page.abi.clock().expect("was read");
             prop_assert!(page.abi.status().is_readable());
-            prop_assert_eq!(Some((reading.time, reading.max_error)), clock.reading_at(counter));
+            let (time, bound) = clock.reading_at(counter).expect("was read");
+            prop_assert_eq!(reading.time, time);
+            let grows = reading.status == Status::Freerunning && page.ext.valid_nanos.get() > 0;
+            prop_assert!(reading.max_error == bound || grows && reading.max_error > bound);
             prop_assert!(reading.earliest() <= reading.time && reading.time <= reading.latest());
         }
     }

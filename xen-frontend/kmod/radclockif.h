@@ -252,7 +252,8 @@ struct radclock_extension {
 	/*
 	 * How long after the reference instant the parameters count as
 	 * synchronised, ns. After that the clock is free-running, whatever
-	 * clock_status says.
+	 * clock_status says, and a reader lets its bound grow by 2^-20 (1 ppm)
+	 * faster; unless this is 0, for then the bound does so by itself.
 	 */
 	uint64_t valid_nanos;
 	/*
