@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 use comfy_table::{Cell, CellAlignment, Table, presets};
 use serde::Serialize;
 
-use crate::divergence;
+use crate::divergence::{self, Divergence};
 use crate::guest::{GUEST_LIMIT, Guest, Kind};
 use crate::host::Host;
 use crate::progress::Step;
@@ -19,8 +19,8 @@ const TRUTH_DURATION: Duration = Duration::from_secs(2);
 pub const GUESTS: [(&str, Kind); 2] = [("pv", Kind::Pv), ("pvh", Kind::Pvh)];
 
 impl Kind {
-    /// How far a guest may be from Dom0's clock at the same value of Xen's system time, ns. Under emulation Xen keeps
-    /// changing the TSC scale of a PVH guest, and the driver cannot see each change at once.
+    /// How far a guest may be from Dom0's clock at the same value of Xen's system time, ns, beyond what its bound says. Under
+    /// emulation Xen keeps changing the TSC scale of a PVH guest, and the driver cannot see each change at once.
     pub fn divergence_limit_ns(self) -> f64 {
         match self {
             Kind::Pv => 1_000.0,
@@ -49,6 +49,8 @@ pub struct Domain {
     /// Everything of the first three.
     #[serde(skip)]
     pub truth: Truth,
+    #[serde(skip)]
+    divergence: Divergence,
     #[serde(skip)]
     divergence_limit_ns: f64,
 }
@@ -88,7 +90,7 @@ pub fn measure(host: &Host, guests: &[Guest]) -> Result<Domains> {
     let step = Step::begin("Measuring Dom0");
     let truth = truth::measure(host, TRUTH_DURATION, |probe| Ok(host.expression(probe)))?;
     let read_ns = host.run("lab-probe cost")?.trim().parse()?;
-    let mut domains = vec![Domain::new("Domain-0", "dom0", truth, 0.0, 0.0, read_ns)];
+    let mut domains = vec![Domain::new("Domain-0", "dom0", truth, Divergence::default(), 0.0, read_ns)];
     step.done();
     for guest in guests {
         let step = Step::begin(format!("Measuring the guest {}", guest.name()));
@@ -103,14 +105,15 @@ pub fn measure(host: &Host, guests: &[Guest]) -> Result<Domains> {
 }
 
 impl Domain {
-    fn new(name: &str, kind: &'static str, truth: Truth, divergence: f64, limit: f64, read_ns: u64) -> Domain {
+    fn new(name: &str, kind: &'static str, truth: Truth, divergence: Divergence, limit: f64, read_ns: u64) -> Domain {
         Domain {
             name: name.to_owned(),
             kind,
             status: if truth.synchronized { "synchronized" } else { "unsynchronized" },
             error_ns: truth.error_ns.round() as i64,
             bound_ns: truth.bound_ns,
-            divergence_ns: divergence.round() as i64,
+            divergence_ns: divergence.largest_ns.round() as i64,
+            divergence,
             read_ns,
             truth,
             divergence_limit_ns: limit,
@@ -123,7 +126,7 @@ impl Domains {
     pub fn faults(&self) -> Vec<String> {
         let mut faults = Vec::new();
         for domain in &self.domains {
-            let Domain { name, truth, divergence_ns, divergence_limit_ns, .. } = domain;
+            let Domain { name, truth, divergence, divergence_limit_ns, .. } = domain;
             if !truth.synchronized {
                 faults.push(format!("{name} is not synchronised"));
             }
@@ -134,8 +137,11 @@ impl Domains {
                      {bound_ns} ns; {violations} of {samples} readings were outside of theirs"
                 ));
             }
-            if divergence_ns.unsigned_abs() as f64 > *divergence_limit_ns {
-                faults.push(format!("{name} differs from Dom0 by {divergence_ns} ns, more than {divergence_limit_ns}"));
+            let unknown = divergence.largest_unknown_ns;
+            if unknown.abs() > *divergence_limit_ns {
+                faults.push(format!(
+                    "{name} differs from Dom0 by {unknown:.0} ns, more than {divergence_limit_ns} and than its bound says"
+                ));
             }
         }
         faults
