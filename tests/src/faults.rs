@@ -114,7 +114,10 @@ pub(crate) const FAULTS: &[Fault] = &[
             scene.host.stop_radclockd("TERM")?;
             scene.host.start_radclockd_program(PROGRAM, &scene.configuration())
         },
-        end: |scene| scene.host.run("radclock-ctl doctor | grep -q 'version 99.0.0'").map(drop),
+        end: |scene| {
+            let version = payload::OTHER_VERSION;
+            scene.host.run(&format!("radclock-ctl doctor | grep -q 'version {version}'")).map(drop)
+        },
     },
     Fault {
         name: "kiss of death",
@@ -140,7 +143,7 @@ pub(crate) struct Scene<'host> {
 impl<'host> Scene<'host> {
     /// Starts the daemon.
     pub(crate) fn begin(host: &'host Host) -> Result<Scene<'host>> {
-        let other = payload::build_radclockd_of_version("99.0.0")?;
+        let other = payload::other_radclockd()?;
         host.write(PROGRAM, std::fs::read(other)?)?;
         host.run(&format!("chmod +x {PROGRAM}; {DOM0_WEIGHT}"))?;
         let scene = Scene { host, relay: Relay::start(host.ntp_port())?, guests: Vec::new() };

@@ -3,7 +3,8 @@
 //! [`artefacts`] (kernel, hypervisor, Dom0's root; cached) and [`payload`] (what this project builds; new in each run)
 //! → [`host`] (boots Xen with Dom0, one host or a pair, and runs commands there) → [`guest`] (guests, commands in them, their
 //! migration) → [`truth`] (what a clock's error really is), [`observer`] and [`readings`] (the same of each reading of a
-//! process, wherever its guest goes), [`divergence`] (how far guests are from Dom0) → [`demo`], [`scenarios`] and [`figures`].
+//! process, wherever its guest goes), [`divergence`] (how far guests are from Dom0) → [`demo`], [`scenarios`] (which [`runner`]
+//! runs) and [`figures`].
 //! [`experiments`] end in a [`report`] with plots ([`plot`]); not all of them need a host.
 //!
 //! It holds no test of a single crate; those sit with what they test. Nothing here runs outside the lab.
@@ -69,6 +70,12 @@ impl Lab {
     pub fn use_patched_xen(&mut self) -> Result<()> {
         self.artefacts.xen = xen::build(&self.cache, xen::RELEASE)?;
         Ok(())
+    }
+
+    /// Builds what hosts and scenarios build when they need it, so that no compiler runs beside another one's host.
+    pub fn build_the_rest(&self) -> Result<()> {
+        xen::build(&self.cache, xen::RELEASE)?;
+        payload::other_radclockd().map(drop)
     }
 
     /// Boots a host, up to a Dom0 that takes commands.

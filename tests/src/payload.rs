@@ -5,7 +5,7 @@ use std::ffi::OsString;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -148,10 +148,20 @@ pub fn target_dir() -> PathBuf {
     set.unwrap_or_else(|| workspace().join("target"))
 }
 
-/// Builds `radclockd` from the same sources under another version.
-pub fn build_radclockd_of_version(version: &str) -> Result<PathBuf> {
-    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
-    let _guard = ONE_AT_A_TIME.lock();
+/// The version of [`other_radclockd`].
+pub const OTHER_VERSION: &str = "99.0.0";
+
+/// `radclockd` from the same sources under another version, built once a run.
+pub fn other_radclockd() -> Result<PathBuf> {
+    static BUILT: Mutex<Option<PathBuf>> = Mutex::new(None);
+    let mut built = BUILT.lock().unwrap_or_else(PoisonError::into_inner);
+    if built.is_none() {
+        *built = Some(build_radclockd_of_version(OTHER_VERSION)?);
+    }
+    Ok(built.clone().expect("it is there now"))
+}
+
+fn build_radclockd_of_version(version: &str) -> Result<PathBuf> {
     let step = Step::begin(format!("Building radclockd {version}"));
     let sources = target_dir().join("other-version");
     fs::create_dir_all(&sources)?;

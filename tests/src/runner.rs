@@ -35,6 +35,9 @@ impl Room {
 /// Runs them in their order, with at most so many hosts at a time. Scenarios that do not run by themselves are heard when they
 /// are over.
 pub fn run(lab: &Lab, scenarios: &[&'static Scenario], hosts: usize) -> Result<()> {
+    if hosts > 1 {
+        lab.build_the_rest()?;
+    }
     let mut failed = 0;
     let (sender, ends) = mpsc::channel();
     thread::scope(|scope| {

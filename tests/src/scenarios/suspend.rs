@@ -130,12 +130,13 @@ pub fn saved_guests_get_the_clock_of_whichever_daemon_is_there(lab: &Lab) -> Res
     scene.save()?;
     let saved = Instant::now();
     host.stop_radclockd("TERM")?;
-    let other = payload::build_radclockd_of_version("99.0.0")?;
+    let other = payload::other_radclockd()?;
     host.write("/root/radclockd", std::fs::read(other)?)?;
     host.run("chmod +x /root/radclockd")?;
     host.start_radclockd_program("/root/radclockd", &host.configuration())?;
     host.await_synchronized()?;
-    ensure!(host.radclockd_log()?.contains("radclockd 99.0.0:"), "the other version does not run");
+    let version = format!("radclockd {}:", payload::OTHER_VERSION);
+    ensure!(host.radclockd_log()?.contains(&version), "the other version does not run");
     wait::pass(LONG.saturating_sub(saved.elapsed()))?;
     scene.restore()?;
     scene.ensure_clock("restored after a minute, by another daemon")?;
