@@ -10,6 +10,7 @@ use nix::fcntl::{Flock, FlockArg};
 use sha2::{Digest, Sha256};
 
 /// The cache.
+#[derive(Clone)]
 pub struct Cache {
     root: PathBuf,
 }
@@ -103,6 +104,14 @@ impl RunDir {
     /// Where it is.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// A new folder in it for a part of the run, removed when dropped.
+    pub fn part(&self, name: &str) -> Result<RunDir> {
+        let path = self.path.join(name);
+        remove(&path)?;
+        fs::create_dir(&path)?;
+        Ok(RunDir { path, hosts: 0.into() })
     }
 
     /// A new folder in it for one more host.

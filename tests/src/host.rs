@@ -298,6 +298,18 @@ fn wait_for_dom0(qemu: &Background, dir: &Path, step: &Step) -> Result<()> {
     })
 }
 
+/// Whether Xen on one of the hosts with a folder in `run` found that its timers had not gone off for a turn of the platform timer,
+/// 43 s.
+pub fn any_stood_still(run: &Path) -> Result<bool> {
+    for host in fs::read_dir(run)? {
+        let log = console_log(&host?.path()).unwrap_or_default();
+        if log.contains("Platform timer appears to have unexpectedly wrapped") {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
 fn console_log(dir: &Path) -> Result<String> {
     Ok(String::from_utf8_lossy(&fs::read(dir.join("console.log"))?).replace('\r', ""))
 }

@@ -72,6 +72,17 @@ impl Lab {
         Ok(())
     }
 
+    /// The same for a part of the run, with a folder of this name for its hosts. The shorter the better: sockets are in there.
+    pub fn part(&self, name: &str) -> Result<Lab> {
+        let Lab { cache, artefacts, payload, run } = self;
+        Ok(Lab { cache: cache.clone(), artefacts: artefacts.clone(), payload: payload.clone(), run: run.part(name)? })
+    }
+
+    /// Whether one of its hosts has stood still, by what Xen said.
+    pub fn stood_still(&self) -> Result<bool> {
+        host::any_stood_still(self.run.path())
+    }
+
     /// Builds what hosts and scenarios build when they need it, so that no compiler runs beside another one's host.
     pub fn build_the_rest(&self) -> Result<()> {
         xen::build(&self.cache, xen::RELEASE)?;

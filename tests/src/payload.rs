@@ -41,6 +41,7 @@ pub enum Parts {
 }
 
 /// The built parts.
+#[derive(Clone)]
 pub struct Payload {
     programs: BTreeMap<String, PathBuf>,
     driver: Option<PathBuf>,

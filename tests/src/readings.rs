@@ -4,7 +4,7 @@
 use std::fmt;
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use lab_agent::{Point, Record, RecordKind};
 use zerocopy::FromBytes;
 
@@ -138,6 +138,18 @@ impl Change {
         (self.first.point.bound + self.last.point.bound) as i64
     }
 }
+
+/// Readings were wrong, which nothing excuses.
+#[derive(Debug)]
+pub struct WrongReadings(String);
+
+impl fmt::Display for WrongReadings {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for WrongReadings {}
 
 /// What was found of all readings.
 #[derive(Clone, Debug, Default)]
@@ -300,10 +312,12 @@ impl Verdict {
         self.changes.iter().max_by_key(|change| change.jump().abs())
     }
 
-    /// Fails if any reading was wrong.
+    /// Fails with [`WrongReadings`] if any reading was wrong.
     pub fn ensure_none_wrong(&self) -> Result<()> {
-        ensure!(self.faults.is_empty(), "{self}\n{}", self.faults.join("\n"));
-        Ok(())
+        if self.faults.is_empty() {
+            return Ok(());
+        }
+        bail!(WrongReadings(format!("{self}\n{}", self.faults.join("\n"))))
     }
 
     /// Fails if any reading was wrong, if too few can be shown to be right, or if a jump is larger than its bounds say.
