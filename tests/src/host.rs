@@ -15,7 +15,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
+use nix::sched::{CpuSet, sched_getaffinity};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -129,7 +129,7 @@ impl Booting {
     fn finish(self, step: &Step) -> Result<Host> {
         let Booting { dir, qemu, ntp } = self;
         wait_for_dom0(&qemu, &dir, step)?;
-        prefer_main_loop(&qemu)?;
+        bind_to_one_cpu(&qemu)?;
         let master = ssh_expression(&dir, ["-M", "-N"], None).stderr_path(dir.join("ssh.log"));
         let master = Background::start("ssh", &master)?;
         let host = Host { dir, master, qemu, ntp };
@@ -392,29 +392,21 @@ fn start_qemu(
     if let Some((rate, shim)) = link.and_then(|link| link.rate.as_ref()) {
         qemu = qemu.env("LD_PRELOAD", shim).env("LAB_RATE_PPB", rate.to_string());
     }
-    start_on_one_cpu(qemu.stderr_to_stdout().stdout_path(dir.join("qemu.log")))
+    Background::start("QEMU", &qemu.stderr_to_stdout().stdout_path(dir.join("qemu.log")))
 }
 
-/// Starts QEMU on the CPU of the build machine that the fewest QEMUs run on, for good.
+/// Binds QEMU to the CPU of the build machine that the fewest QEMUs are bound to. Its main loop, which answers for and times the
+/// emulated machine, may interrupt its virtual CPU, which is never idle.
 ///
-/// QEMU 7.2 has the pending interrupts of its CPU in a word that two of its threads change without a lock (the virtual CPU at each entry
+/// QEMU 7.2 has the pending interrupts of its CPU in a word that both threads change without a lock (the virtual CPU at each entry
 /// to and exit from a PVH guest). Where both run at once an interrupt is lost now and then, and if it is that of Xen's timer,
 /// nothing in the emulated machine that waits goes on until another interrupt comes, for minutes perhaps.
-fn start_on_one_cpu(qemu: duct::Expression) -> Result<Background> {
+fn bind_to_one_cpu(qemu: &Background) -> Result<()> {
     static CHOOSING: Mutex<()> = Mutex::new(());
     let _guard = CHOOSING.lock().unwrap_or_else(PoisonError::into_inner);
-    let mut cpus = CpuSet::new();
-    cpus.set(least_used_cpu()?)?;
-    let qemu = qemu.before_spawn(move |command| {
-        // SAFETY: the system call is async-signal-safe, and nothing else happens between fork and exec.
-        unsafe {
-            std::os::unix::process::CommandExt::pre_exec(command, move || {
-                Ok(sched_setaffinity(Pid::from_raw(0), &cpus)?)
-            });
-        }
-        Ok(())
-    });
-    Background::start("QEMU", &qemu)
+    let (cpu, pid) = (least_used_cpu()?.to_string(), qemu.pid().to_string());
+    command::run("taskset", &expression("taskset", ["-a", "-c", "-p", &cpu, &pid]), COMMAND_LIMIT)?;
+    command::run("renice", &expression("renice", ["-n", "-10", "-p", &pid]), COMMAND_LIMIT).map(drop)
 }
 
 fn least_used_cpu() -> Result<usize> {
@@ -432,13 +424,6 @@ fn least_used_cpu() -> Result<usize> {
     }
     let least = users.into_iter().min_by_key(|(_, users)| *users);
     Ok(least.context("no CPU is allowed")?.0)
-}
-
-/// Lets what answers and times the emulated machine interrupt its CPU, which is never idle. Threads that are there already, as that of
-/// the CPU, stay as they are.
-fn prefer_main_loop(qemu: &Background) -> Result<()> {
-    let pid = qemu.pid().to_string();
-    command::run("renice", &expression("renice", ["-n", "-10", "-p", &pid]), COMMAND_LIMIT).map(drop)
 }
 
 fn write_ssh_config(dir: &Path, port: u16) -> Result<()> {
