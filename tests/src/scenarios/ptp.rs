@@ -1,15 +1,16 @@
 //! A PTP hardware clock in Dom0 as the reference. It is a module of the lab's own (`tests/ptp`): neither Debian's kernel nor
 //! QEMU has one. The kernel's PTP clocks, their device and system calls are the real ones.
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
+use serde_json::Value;
 
-use crate::Lab;
 use crate::demo::{self, Domain};
 use crate::guest::Guest;
-use crate::host::Host;
+use crate::host::{COMMAND_LIMIT, Host};
 use crate::payload::PTP_CLOCK;
 use crate::progress::say;
 use crate::timeline::Timeline;
+use crate::{Lab, wait};
 
 /// A mark of the build machine's time is the narrowest of so many brackets.
 const BRACKETS: usize = 1000;
@@ -33,6 +34,11 @@ pub fn guests_have_the_time_of_a_ptp_hardware_clock(lab: &Lab) -> Result<()> {
         host.start_radclockd_with(&configuration)?;
         host.await_synchronized()?;
         guests.iter().try_for_each(Guest::await_synchronized)?;
+        wait::until("a bound that tells of the hardware clock", COMMAND_LIMIT, || {
+            let reading: Value = serde_json::from_str(&host.run("radclock now --json")?)?;
+            let bound = reading["max_error_ns"].as_u64().context("a bound")?;
+            Ok((bound < over_ntp[0].bound_ns / 2).then_some(()))
+        })?;
         for (ptp, ntp) in measure(&host, &guests)?.iter().zip(&over_ntp) {
             ensure!(ptp.bound_ns < ntp.bound_ns, "{}: {} ns, and {} over NTP", ptp.name, ptp.bound_ns, ntp.bound_ns);
         }
