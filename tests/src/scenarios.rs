@@ -38,7 +38,7 @@ pub enum Room {
     Host,
     /// Two.
     Pair,
-    /// One host and nobody beside it: it compares what things cost.
+    /// One host and nobody beside it: it is about accuracy, or compares what things cost.
     Machine,
 }
 
@@ -51,9 +51,13 @@ macro_rules! scenarios {
 }
 
 scenarios! {
-    Host {
+    Machine {
         lab::readings_are_seen_between_a_question_and_its_answer,
         agreement::guests_agree_with_dom0_and_true_errors_are_inside_their_bounds,
+        ptp::guests_have_the_time_of_a_ptp_hardware_clock,
+        hostile_guest::a_hostile_guest_disturbs_nobody,
+    }
+    Host {
         agreement::ten_processes_in_a_guest_read_at_once,
         agreement::a_c_program_reads_the_clock_in_a_guest,
         daemon::guests_run_free_when_radclockd_is_killed_and_reconnect_when_it_is_back,
@@ -68,7 +72,6 @@ scenarios! {
         counters::the_series_apply_to_debians_sources,
         counters::dom0_samples_counters_on_the_patched_xen_and_nobody_crashes_it,
         counters::the_clock_is_right_whichever_counter_is_kept,
-        ptp::guests_have_the_time_of_a_ptp_hardware_clock,
         warning::a_guest_is_warned_and_sees_the_whole_disruption,
         faults::no_reading_is_wrong_whatever_goes_wrong_around_the_clock,
         mistakes::each_mistake_is_told_in_one_line,
@@ -77,9 +80,6 @@ scenarios! {
         suspend::restored_guests_have_the_clock_that_the_daemon_has,
         suspend::guests_that_are_held_up_go_on_with_the_clock,
         suspend::guests_are_saved_and_restored_in_the_midst_of_page_updates,
-    }
-    Machine {
-        hostile_guest::a_hostile_guest_disturbs_nobody,
     }
     Pair {
         migration::no_reading_is_wrong_while_guests_migrate_under_load,
