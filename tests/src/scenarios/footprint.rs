@@ -68,7 +68,10 @@ impl Footprint {
             event_channels: count("lsevtchn 0 | wc -l")?,
             nodes: nodes.lines().filter_map(|line| line.split(" = ").next()).map(str::to_owned).collect(),
             run_files: host.run("ls -A /run/radclock")?.lines().map(str::to_owned).collect(),
-            files: count(&format!("ls /proc/{pid}/fd | wc -l"))?,
+            // Of several looks the fewest: a poll has a socket of its own until it is answered.
+            files: count(&format!(
+                "for look in 1 2 3 4 5; do ls /proc/{pid}/fd | wc -l; sleep 0.1; done | sort -n | head -n 1"
+            ))?,
             memory: memory.trim().trim_end_matches(" kB").parse()?,
         })
     }
