@@ -83,7 +83,7 @@ impl Cache {
         let path = runs.join(std::process::id().to_string());
         remove(&path)?;
         fs::create_dir(&path)?;
-        Ok(RunDir { path, hosts: 0.into() })
+        Ok(RunDir { path, folders: 0.into() })
     }
 }
 
@@ -97,7 +97,7 @@ fn remove(path: &Path) -> Result<()> {
 /// A run's own folder.
 pub struct RunDir {
     path: PathBuf,
-    hosts: AtomicU32,
+    folders: AtomicU32,
 }
 
 impl RunDir {
@@ -107,16 +107,18 @@ impl RunDir {
     }
 
     /// A new folder in it for a part of the run, removed when dropped.
-    pub fn part(&self, name: &str) -> Result<RunDir> {
-        let path = self.path.join(name);
-        remove(&path)?;
-        fs::create_dir(&path)?;
-        Ok(RunDir { path, hosts: 0.into() })
+    pub fn part(&self) -> Result<RunDir> {
+        Ok(RunDir { path: self.new_dir("part")?, folders: 0.into() })
     }
 
     /// A new folder in it for one more host.
     pub fn host_dir(&self) -> Result<PathBuf> {
-        let path = self.path.join(format!("host{}", self.hosts.fetch_add(1, Ordering::Relaxed) + 1));
+        self.new_dir("host")
+    }
+
+    fn new_dir(&self, name: &str) -> Result<PathBuf> {
+        let number = self.folders.fetch_add(1, Ordering::Relaxed) + 1;
+        let path = self.path.join(format!("{name}{number}"));
         fs::create_dir(&path)?;
         Ok(path)
     }

@@ -72,10 +72,10 @@ impl Lab {
         Ok(())
     }
 
-    /// The same for a part of the run, with a folder of this name for its hosts. The shorter the better: sockets are in there.
-    pub fn part(&self, name: &str) -> Result<Lab> {
+    /// The same for a part of the run, with a folder of its own for its hosts.
+    pub fn part(&self) -> Result<Lab> {
         let Lab { cache, artefacts, payload, run } = self;
-        Ok(Lab { cache: cache.clone(), artefacts: artefacts.clone(), payload: payload.clone(), run: run.part(name)? })
+        Ok(Lab { cache: cache.clone(), artefacts: artefacts.clone(), payload: payload.clone(), run: run.part()? })
     }
 
     /// Whether one of its hosts has stood still, by what Xen said.

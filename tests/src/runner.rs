@@ -10,7 +10,7 @@ use anyhow::{Result, anyhow, bail};
 use crate::host::StoodStill;
 use crate::progress::{recorded, say};
 use crate::readings::WrongReadings;
-use crate::scenarios::{Room, SCENARIOS, Scenario};
+use crate::scenarios::{Room, Scenario};
 use crate::{Lab, wait};
 
 /// How a scenario ended.
@@ -96,9 +96,7 @@ fn run_one(lab: &Lab, scenario: &'static Scenario, record: bool) -> End {
 /// Runs it; once more if it failed and an emulated machine stood still. No such thing excuses a wrong reading.
 fn attempt(scenario: &Scenario, lab: &Lab) -> Result<()> {
     let attempt = || {
-        // Its place in the list.
-        let number = SCENARIOS.iter().position(|other| other.name == scenario.name).unwrap_or_default();
-        let lab = lab.part(&number.to_string())?;
+        let lab = lab.part()?;
         let result = (scenario.run)(&lab);
         let stood_still = result.as_ref().is_err_and(|error| error.is::<StoodStill>()) || lab.stood_still()?;
         Ok::<_, anyhow::Error>((result, stood_still))
