@@ -106,7 +106,12 @@ fn page_ref(host: &Host, guest: &Guest) -> Result<String> {
 
 /// The bound that the guest's clock claims now, ns.
 fn bound(guest: &Guest) -> Result<u64> {
-    let reading: serde_json::Value = serde_json::from_str(&guest.run("radclock now --json")?)?;
+    max_error_ns(&guest.run("radclock now --json")?)
+}
+
+/// The bound in what `radclock now --json` says.
+pub fn max_error_ns(said: &str) -> Result<u64> {
+    let reading: serde_json::Value = serde_json::from_str(said)?;
     reading["max_error_ns"].as_u64().with_context(|| format!("no max_error_ns in {reading}"))
 }
 
