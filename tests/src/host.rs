@@ -39,6 +39,7 @@ const LARGE_MEMORY: &str = "7G";
 const PAIR_MEMORY: &str = "2560M";
 /// Of the network between two hosts, whose packets never leave the build machine: fewer of them, less emulation.
 const LINK_MTU: u16 = 65_000;
+/// See [`keep_interrupting`].
 const INTERRUPT_EVERY: Duration = Duration::from_millis(200);
 const BOOT_LIMIT: Duration = Duration::from_secs(180);
 /// For a command in Dom0 that names no other limit.
@@ -128,7 +129,7 @@ impl Booting {
     fn finish(self, step: &Step) -> Result<Host> {
         let Booting { dir, qemu, ntp } = self;
         wait_for_dom0(&qemu, &dir, step)?;
-        interrupt_for_good(&dir)?;
+        keep_interrupting(&dir)?;
         let master = ssh_expression(&dir, ["-M", "-N"], None).stderr_path(dir.join("ssh.log"));
         let master = Background::start("ssh", &master)?;
         let host = Host { dir, master, qemu, ntp };
@@ -398,10 +399,9 @@ fn start_qemu(
 
 /// Has the serial line interrupt the emulated machine a few times a second, as long as there is one.
 ///
-/// QEMU 7.2 has the pending interrupts of its CPU in a word that two threads change without a lock (the virtual CPU at each entry to
-/// and exit from a PVH guest), so that an interrupt is lost now and then. If it is that of Xen's timer, nothing in the emulated machine
-/// that waits goes on until another interrupt comes, for minutes perhaps.
-fn interrupt_for_good(dir: &Path) -> Result<()> {
+/// QEMU 7.2 loses an interrupt now and then. If it is that of Xen's timer, nothing in the emulated machine that waits goes on until
+/// another interrupt comes, for minutes perhaps. What was seen, and what is thought to be the reason, is in docs/lab.md.
+fn keep_interrupting(dir: &Path) -> Result<()> {
     let mut line = UnixStream::connect(dir.join("com1"))?;
     let mut said = line.try_clone()?;
     // Xen is to take what comes by itself, not to leave it to a Dom0 that waits.
