@@ -15,7 +15,6 @@ use crate::relay::{Answers, Relay};
 use crate::report::Table;
 use crate::{Lab, demo, payload, wait};
 
-const PROGRAM: &str = "/root/radclockd";
 /// What saves guests and talks to the server must not starve because the guests are busy.
 const DOM0_WEIGHT: &str = "xl sched-credit2 -d Domain-0 -w 2048";
 
@@ -112,7 +111,7 @@ pub(crate) const FAULTS: &[Fault] = &[
         seconds: [30, 5],
         begin: |scene| {
             scene.host.stop_radclockd("TERM")?;
-            scene.host.start_radclockd_program(PROGRAM, &scene.configuration())
+            scene.host.start_radclockd_program(scene.other_radclockd, &scene.configuration())
         },
         end: |scene| {
             let version = payload::OTHER_VERSION;
@@ -137,16 +136,17 @@ pub(crate) const FAULTS: &[Fault] = &[
 pub(crate) struct Scene<'host> {
     host: &'host Host,
     relay: Relay,
+    /// Another version of the daemon, in Dom0.
+    other_radclockd: &'static str,
     pub(crate) guests: Vec<Guest<'host>>,
 }
 
 impl<'host> Scene<'host> {
     /// Starts the daemon.
     pub(crate) fn begin(host: &'host Host) -> Result<Scene<'host>> {
-        let other = payload::other_radclockd()?;
-        host.write(PROGRAM, std::fs::read(other)?)?;
-        host.run(&format!("chmod +x {PROGRAM}; {DOM0_WEIGHT}"))?;
-        let scene = Scene { host, relay: Relay::start(host.ntp_port())?, guests: Vec::new() };
+        let other_radclockd = host.install_other_radclockd()?;
+        host.run(DOM0_WEIGHT)?;
+        let scene = Scene { host, relay: Relay::start(host.ntp_port())?, other_radclockd, guests: Vec::new() };
         host.start_radclockd_with(&scene.configuration())?;
         host.await_synchronized()?;
         Ok(scene)

@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 
 use crate::command;
 use crate::host::{COMMAND_LIMIT, Host};
-use crate::wait;
+use crate::{payload, wait};
 
 /// How long the clock may take from the daemon's start to being synchronised.
 const SYNCHRONISATION_LIMIT: u64 = 90;
@@ -37,6 +37,14 @@ impl Host {
             Ok(self.output("test -S /run/radclock/radclockd.sock", COMMAND_LIMIT)?.status.success().then_some(()))
         })
         .with_context(|| self.radclockd_log().unwrap_or_default())
+    }
+
+    /// Installs [`payload::other_radclockd`]: the program for [`Host::start_radclockd_program`].
+    pub fn install_other_radclockd(&self) -> Result<&'static str> {
+        const PROGRAM: &str = "/root/radclockd";
+        self.write(PROGRAM, std::fs::read(payload::other_radclockd()?)?)?;
+        self.run(&format!("chmod +x {PROGRAM}"))?;
+        Ok(PROGRAM)
     }
 
     /// Waits until the clock is synchronised in Dom0.

@@ -130,10 +130,7 @@ pub fn saved_guests_get_the_clock_of_whichever_daemon_is_there(lab: &Lab) -> Res
     scene.save()?;
     let saved = Instant::now();
     host.stop_radclockd("TERM")?;
-    let other = payload::other_radclockd()?;
-    host.write("/root/radclockd", std::fs::read(other)?)?;
-    host.run("chmod +x /root/radclockd")?;
-    host.start_radclockd_program("/root/radclockd", &host.configuration())?;
+    host.start_radclockd_program(host.install_other_radclockd()?, &host.configuration())?;
     host.await_synchronized()?;
     let version = format!("radclockd {}:", payload::OTHER_VERSION);
     ensure!(host.radclockd_log()?.contains(&version), "the other version does not run");
