@@ -19,8 +19,6 @@
 #define RADCLOCK_LINE_FIRST_SPAN	1000000000LL
 /* An instant that system time did not leave the line within so long after, ns. */
 #define RADCLOCK_LINE_PROVED		2000000000LL
-/* A line that was not looked at for so long is of the past, ns. */
-#define RADCLOCK_LINE_REACH		256000000000LL
 /* How far off is usual until it has been seen, and what never matters, ns. */
 #define RADCLOCK_LINE_USUAL		100000
 #define RADCLOCK_LINE_SMALL		5000
@@ -117,10 +115,6 @@ static inline uint64_t radclock_line_look(struct radclock_line *line, uint64_t t
 	/* By the TSC: it is system time that may be wrong. */
 	ahead = elapsed;
 	elapsed = radclock_line_elapsed(line, tsc);
-	if (!line->is_off && elapsed > RADCLOCK_LINE_REACH) {
-		radclock_line_begin(line, tsc, system_time);
-		return 0;
-	}
 	ahead -= elapsed;
 	ahead = ahead < 0 ? -ahead : ahead;
 	off = ahead > RADCLOCK_LINE_OFF_MAX ? RADCLOCK_LINE_OFF_MAX : (uint64_t)ahead;
@@ -132,7 +126,9 @@ static inline uint64_t radclock_line_look(struct radclock_line *line, uint64_t t
 		known = mul_u64_u64_div_u64(usual, (uint64_t)elapsed, (uint64_t)span);
 
 	if (off > 2 * (line->is_off ? usual : known) + RADCLOCK_LINE_SMALL) {
-		if (!line->is_off || off > line->off + 2 * known + RADCLOCK_LINE_SMALL) {
+		/* A young line may have been drawn while Xen was off: it is not to last. */
+		if (!line->is_off || (span >= RADCLOCK_LINE_SPAN &&
+				      off > line->off + 2 * known + RADCLOCK_LINE_SMALL)) {
 			line->off = off;
 			line->off_since = system_time;
 		}
@@ -147,7 +143,8 @@ static inline uint64_t radclock_line_look(struct radclock_line *line, uint64_t t
 	line->is_off = false;
 	/* Of a young line not much is usual; never so much that the next has another slope. */
 	usual = off < (uint64_t)span >> 6 ? off : (uint64_t)span >> 6;
-	if (!line->has_next && span >= RADCLOCK_LINE_SPAN && usual > line->usual[2])
+	if (!line->has_next && span >= RADCLOCK_LINE_SPAN && elapsed < 2 * RADCLOCK_LINE_SPAN &&
+	    usual > line->usual[2])
 		line->usual[2] = usual;
 	if (!line->has_next && (elapsed >= span || elapsed >= RADCLOCK_LINE_SPAN)) {
 		line->has_next = true;

@@ -394,6 +394,41 @@ fn a_difference_that_stays_is_absorbed_by_parameters_of_later_only() {
     }
 }
 
+/// A host that stands still for minutes has a Xen that lost most of them, and makes up for them at a slow pace. Each look knows how
+/// much, however long ago the one before was, and no clock runs at that pace.
+#[test]
+fn what_a_host_that_stood_still_lost_is_off_the_line() {
+    for still in [50u64, 300, 3000, 100_000] {
+        let mut line = Line::new();
+        let at = |secs: u64| secs * 2_700_000_000;
+        let info = |mul: u32| TimeInfo { tsc_timestamp: 0, system_time: 0, tsc_to_system_mul: mul, tsc_shift: 0 };
+        let mul = (2f64.powi(32) / 2.7) as u32;
+        assert!((0..100).all(|secs| line.look(at(secs), secs * 1_000_000_000, 0) == 0));
+        assert_eq!(line.departure(&info(mul)) as u32, 0);
+        for secs in 0..200 {
+            let kept = 99_000_000_000 + still % 43 * 1_000_000_000 + secs * 1_000_000_000 / 13;
+            let lost = (99 + still + secs) * 1_000_000_000 - kept;
+            assert!(line.look(at(99 + still + secs), kept, 0) >= lost, "{still} s, {secs} s later");
+            assert!(line.departure(&info(mul / 13)).is_infinite());
+        }
+    }
+}
+
+/// A line that was drawn while Xen was held up is given up once the daemon has been heard for a minute.
+#[test]
+fn a_young_line_of_another_slope_does_not_last() {
+    for height in [7_000_000, 230_000_000] {
+        let mut line = Line::new();
+        let added: Vec<u64> = (0u64..100)
+            .map(|secs| {
+                let system_time = (secs + 1000) * 1_000_000_000 + if secs == 1 { height } else { 0 };
+                line.look(secs * 2_700_000_000, system_time, system_time)
+            })
+            .collect();
+        assert!(added[2] > 0 && added[65..].iter().all(|&added| added == 0), "{added:?}");
+    }
+}
+
 /// However far system time jumps: the TSC says how long ago the line was looked at.
 #[test]
 fn a_leap_of_minutes_is_off_the_line() {
