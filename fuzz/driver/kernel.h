@@ -62,6 +62,10 @@ typedef int cpuhp_state_t;
 #define dev_info_ratelimited(dev, ...) kernel_log(__VA_ARGS__)
 #define dev_warn(dev, ...) kernel_log(__VA_ARGS__)
 
+/* Nothing is held back. */
+#define DEFINE_RATELIMIT_STATE(name, interval, burst) bool name = true
+#define __ratelimit(state) (*(state))
+
 #define READ_ONCE(x) (*(const volatile __typeof__(x) *)&(x))
 #define WRITE_ONCE(x, value) (*(volatile __typeof__(x) *)&(x) = (value))
 #define xchg(at, value) __atomic_exchange_n(at, value, __ATOMIC_SEQ_CST)

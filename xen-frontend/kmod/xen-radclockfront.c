@@ -28,6 +28,7 @@
 #include <linux/mutex.h>
 #include <linux/platform_device.h>
 #include <linux/random.h>
+#include <linux/ratelimit.h>
 #include <linux/rcupdate.h>
 #include <linux/slab.h>
 #include <linux/timekeeping.h>
@@ -720,6 +721,15 @@ static bool radclock_offered(enum xenbus_state state)
 	       state == XenbusStateConnected;
 }
 
+/* What a backend can bring about as often as it likes is not said as often. */
+static DEFINE_RATELIMIT_STATE(radclock_errors, DEFAULT_RATELIMIT_INTERVAL, DEFAULT_RATELIMIT_BURST);
+
+#define radclock_error(xdev, err, fmt, ...)					\
+	do {									\
+		if (__ratelimit(&radclock_errors))				\
+			xenbus_dev_error(xdev, err, fmt, ##__VA_ARGS__);	\
+	} while (0)
+
 /*
  * Takes what the backend in @dir offers, unless it is what we have. Processes get
  * the clock from the page alone, which says its version itself, so that comes
@@ -733,7 +743,7 @@ static void radclock_connect(struct radclock *rc, const char *dir)
 
 	err = xenbus_gather(XBT_NIL, dir, "page-ref", "%u", &page_ref, NULL);
 	if (err) {
-		xenbus_dev_error(xdev, err, "reading page-ref");
+		radclock_error(xdev, err, "reading page-ref");
 		return;
 	}
 	if (rc->mapping) {
@@ -748,7 +758,7 @@ static void radclock_connect(struct radclock *rc, const char *dir)
 
 	err = radclock_map(rc, page_ref);
 	if (err) {
-		xenbus_dev_error(xdev, err, "mapping page-ref %u", page_ref);
+		radclock_error(xdev, err, "mapping page-ref %u", page_ref);
 		return;
 	}
 	radclock_reached(rc, RADCLOCK_MAPPED);
@@ -758,13 +768,13 @@ static void radclock_connect(struct radclock *rc, const char *dir)
 	err = xenbus_gather(XBT_NIL, dir, "version", "%u", &version, "event-channel", "%u", &port,
 			    NULL);
 	if (err) {
-		xenbus_dev_error(xdev, err, "reading version and event-channel");
+		radclock_error(xdev, err, "reading version and event-channel");
 		radclock_disconnect(rc);
 		goto queue;
 	}
 	if (version != RADCLOCK_PROTOCOL_VERSION) {
-		xenbus_dev_error(xdev, -EPROTO, "protocol version %u, only %u is known", version,
-				 RADCLOCK_PROTOCOL_VERSION);
+		radclock_error(xdev, -EPROTO, "protocol version %u, only %u is known", version,
+			       RADCLOCK_PROTOCOL_VERSION);
 		radclock_disconnect(rc);
 		radclock_disrupt(rc);
 		xenbus_switch_state(xdev, XenbusStateClosed);
@@ -773,7 +783,7 @@ static void radclock_connect(struct radclock *rc, const char *dir)
 	err = bind_interdomain_evtchn_to_irqhandler_lateeoi(xdev, port, radclock_event, 0,
 							    "radclock", rc);
 	if (err < 0) {
-		xenbus_dev_error(xdev, err, "binding event-channel %u", port);
+		radclock_error(xdev, err, "binding event-channel %u", port);
 		radclock_disconnect(rc);
 		goto queue;
 	}
@@ -783,7 +793,7 @@ static void radclock_connect(struct radclock *rc, const char *dir)
 
 	err = xenbus_printf(XBT_NIL, xdev->nodename, "version", "%u", RADCLOCK_PROTOCOL_VERSION);
 	if (err)
-		xenbus_dev_error(xdev, err, "writing version");
+		radclock_error(xdev, err, "writing version");
 	/*
 	 * Written even if it stands there, after a suspend that was cancelled: it
 	 * tells the backend that the guest goes on.

@@ -43,6 +43,9 @@ const OFFERS: &[Offer] = &[
     Offer { node: "page-ref", value: NEVER_GRANTED, said: "mapping page-ref 4294967295", keeps_clock: true },
     Offer { node: "page-ref", value: "none", said: "reading page-ref", keeps_clock: true },
 ];
+/// How often one of them is made without a pause, and how many lines of the kernel's log that may fill.
+const REPEATS: usize = 300;
+const LINES: usize = 100;
 /// A program's attempt to read the clock, in emulation, with the start of its process.
 const READ_LIMIT_MS: u64 = 2_000;
 
@@ -126,6 +129,23 @@ impl<'host> Victim<'host> {
         .with_context(|| format!("{node} {value}: {}", self.guest.run("dmesg | tail").unwrap_or_default()))
     }
 
+    /// The same offer again and again fills the guest's log more slowly.
+    fn repeat_in_vain(&self) -> Result<()> {
+        let said = format!("mapping page-ref {NEVER_GRANTED}");
+        let lines = || Ok::<usize, anyhow::Error>(self.guest.run("dmesg")?.matches(&said).count());
+        let before = lines()?;
+        let backend = self.backend();
+        let offer = format!("xenstore-write {backend}/page-ref {NEVER_GRANTED} {backend}/state 2");
+        self.host.run(&format!("for i in $(seq {REPEATS}); do {offer}; done"))?;
+        let lines = lines()? - before;
+        say!(
+            "{}: {REPEATS} offers in vain without a pause, {lines} lines of them in its kernel's log",
+            self.guest.name()
+        );
+        ensure!((1..=LINES).contains(&lines), "{lines} lines of {REPEATS} offers");
+        Ok(())
+    }
+
     fn ensure_not_connected(&self) -> Result<()> {
         let state = self.host.run(&format!("xenstore-read {}/state", self.frontend()))?;
         ensure!(state.trim() != "4", "{} is connected", self.guest.name());
@@ -176,6 +196,7 @@ pub fn a_broken_backend_gives_no_time_and_does_no_harm(lab: &Lab) -> Result<()> 
             // Nobody has to be told what never was: the page goes on saying that there is no clock.
             guest.await_state("unreadable", 10).with_context(|| format!("{offer:?}"))?;
         }
+        victim.repeat_in_vain()?;
         victim.offer(None)?;
         guest.await_synchronized()?;
         // A PV guest's driver is the same, but its counter is emulated: the truth is not known as well there.
