@@ -9,7 +9,7 @@ use crate::clock::{Clock, FREE_SHIFT, Period, Status};
 use crate::leap::{LeapKind, LeapSecond, Phase};
 use crate::page::{
     CounterId, EXTENSION_MAGIC, EXTENSION_OFFSET, EXTENSION_VERSION, Extension, Flags, LEAP_POS, LEAP_POST_NEG,
-    LEAP_POST_POS, LEAP_PRE_NEG, LEAP_PRE_POS, PAGE_SIZE, PageError, TIME_UTC, VMCLOCK_MAGIC, VMCLOCK_VERSION,
+    LEAP_POST_POS, LEAP_PRE_NEG, LEAP_PRE_POS, PAGE_SIZE, Page, PageError, TIME_UTC, VMCLOCK_MAGIC, VMCLOCK_VERSION,
     VmclockAbi,
 };
 use crate::seqcount::{Busy, SharedPage};
@@ -236,6 +236,44 @@ pub fn read_at(page: &SharedPage, id: CounterId, sample: Sample) -> Result<Readi
     view.reading(sample.counter, Span::MAX)
 }
 
+/// A clock's parameters, for a conversion of one's own.
+///
+/// From the reference instant on, the time is what [`Clock::time_at`] says until the leap second that is to come, and the bound is
+/// [`Clock::max_error_at`], at any age.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Parameters {
+    /// With the time in UTC at the reference instant, and a bound that grows as fast as that of a clock that runs free.
+    pub clock: Clock,
+    /// The leap second to come, which the clock counts on as if it did not: [`LeapSecond::utc`] has what becomes of its time.
+    pub leap: Option<LeapSecond>,
+    /// See [`Sample::disruption_marker`].
+    pub disruption_marker: u64,
+}
+
+impl Page {
+    /// The time at a value of the page's counter, as [`read_at`] has it.
+    ///
+    /// # Errors
+    ///
+    /// Any [`ReadError`] but [`ReadError::Busy`], [`ReadError::Disrupted`] and [`ReadError::Backwards`].
+    pub fn reading_at(&self, counter: Counter) -> Result<Reading, ReadError> {
+        let view = View { abi: self.abi, ext: self.ext };
+        view.abi.check_layout()?;
+        view.reading(counter, Span::MAX)
+    }
+
+    /// The parameters, for a conversion of one's own.
+    ///
+    /// # Errors
+    ///
+    /// Any [`ReadError`] but [`ReadError::Busy`], [`ReadError::Disrupted`] and [`ReadError::Backwards`].
+    pub fn parameters(&self) -> Result<Parameters, ReadError> {
+        let view = View { abi: self.abi, ext: self.ext };
+        view.abi.check_layout()?;
+        view.parameters()
+    }
+}
+
 /// Magic, size, and the word of version, counter and type of time.
 #[inline(always)]
 fn load_head(page: &SharedPage) -> [u32; 3] {
@@ -317,9 +355,23 @@ impl View {
         Ok(Reading { sample, time: at.time, max_error, status, tai_offset, leap_second: at.inserted })
     }
 
+    fn parameters(&self) -> Result<Parameters, ReadError> {
+        let abi = &self.abi;
+        if !abi.status().is_readable() {
+            return Err(ReadError::Status(abi.status()));
+        }
+        let mut clock = abi.clock()?;
+        if self.ext.is_known(abi.size.get()) && self.ext.valid_nanos.get() > 0 {
+            clock.period_max_error = clock.period_max_error.saturating_add((clock.period.frac >> FREE_SHIFT) + 1);
+        }
+        let at = self.leap(clock.time, clock.max_error_at(clock.counter))?;
+        clock.time = at.time;
+        Ok(Parameters { clock, leap: at.to_come, disruption_marker: abi.disruption_marker.get() })
+    }
+
     /// What UTC is at `time`, counted on from the page's reference instant as if no leap second came.
     fn leap(&self, time: Timestamp, max_error: Span) -> Result<At, ReadError> {
-        let unchanged = At { time, offset_change: 0, inserted: false };
+        let unchanged = At { time, offset_change: 0, inserted: false, to_come: None };
         let abi = &self.abi;
         let (kind, is_past) = match abi.leap_indicator {
             LEAP_PRE_POS => (LeapKind::Insert, false),
@@ -346,7 +398,8 @@ impl View {
         let (utc, phase) = leap.utc(count);
         // Both are whole seconds, at most one apart.
         let offset_change = (time.since(utc).as_frac() >> 64) as i16;
-        Ok(At { time: utc, offset_change, inserted: phase == Phase::During })
+        let to_come = (phase == Phase::Before).then_some(leap);
+        Ok(At { time: utc, offset_change, inserted: phase == Phase::During, to_come })
     }
 }
 
@@ -356,4 +409,6 @@ struct At {
     /// TAI − UTC there minus what it is at the page's reference instant, s.
     offset_change: i16,
     inserted: bool,
+    /// The leap second, if it lies after the instant.
+    to_come: Option<LeapSecond>,
 }

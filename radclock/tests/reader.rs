@@ -270,6 +270,56 @@ fn a_page_that_calls_the_inserted_second_by_the_next_ones_number_is_read_as_well
     assert_eq!(reading(1001), (month, Some(37), false));
 }
 
+/// By hand, from a page that a driver has moved on to anywhere around a leap second: what the reader says.
+#[test]
+fn parameters_say_what_a_reader_says_across_a_leap_second() {
+    let month = 1_483_228_800;
+    for (indicator, offset) in [(LEAP_PRE_POS, 36), (LEAP_PRE_NEG, 36)] {
+        for moved in [-3_000_000, -2500, -500, 200, 700, 1500, 86_400_000i64] {
+            let mut page = leaping(month - 3000, 0, indicator, offset);
+            let (counter, time) = (page.abi.counter_value.get(), page.abi.clock().unwrap().time);
+            let reference = Counter(counter).offset((3_000_000 + moved) * 1_000_000);
+            page.abi.counter_value.set(reference.0);
+            let time = time.saturating_add(Span::from_nanos((3_000_000 + moved) * 1_000_000));
+            page.abi.time_sec.set(time.secs());
+            page.abi.time_frac_sec.set(time.frac());
+
+            let parameters = page.parameters().unwrap();
+            assert_eq!((parameters.clock.counter, parameters.disruption_marker), (reference, MARKER));
+            for later in [0, 1, 300, 900, 1100, 2200, 4400, 3_100_000, 100_000_000] {
+                let at = reference.offset(later * 1_000_000);
+                let Ok(reading) = page.reading_at(at) else {
+                    assert_eq!(page.reading_at(at), Err(ReadError::Leap));
+                    continue;
+                };
+                let by_formula = parameters.clock.time_at(at);
+                let time = parameters.leap.map_or(by_formula, |leap| leap.utc(by_formula).0);
+                assert_eq!(time, reading.time, "{indicator}: {later} ms after {moved} ms");
+                assert!(parameters.clock.max_error_at(at) >= reading.max_error);
+            }
+        }
+    }
+}
+
+/// A month after the last update as well as at once.
+#[test]
+fn the_bound_of_parameters_holds_at_any_age() {
+    let page = Page::new(&content());
+    let parameters = page.parameters().unwrap();
+    for nanos in [0, 1000 * SECOND, 1001 * SECOND, 30 * 86_400 * SECOND] {
+        let at = Counter(1_000_000_000_000).offset(nanos);
+        let (time, bound) = parameters.clock.reading_at(at).unwrap();
+        let reading = page.reading_at(at).unwrap();
+        assert!(time == reading.time && bound >= reading.max_error);
+    }
+    let grown = altered(|page| page.ext.valid_nanos.set(0));
+    assert_eq!(grown.parameters().unwrap().clock, content().clock.unwrap());
+    let unreliable = altered(|page| page.abi.clock_status = 4);
+    assert_eq!(unreliable.parameters(), Err(ReadError::Status(Status::Unreliable)));
+    let foreign = altered(|page| page.abi.magic.set(1));
+    assert_eq!(foreign.parameters(), Err(PageError::Magic(1).into()));
+}
+
 #[test]
 fn an_indicator_that_nobody_knows_changes_nothing() {
     let page = altered(|page| page.abi.leap_indicator = 6);

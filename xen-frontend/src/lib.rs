@@ -51,8 +51,9 @@ use radclock::seqcount::SharedPage;
 
 pub use radclock::clock::{Clock, Period, Status};
 pub use radclock::disruption::Disruption;
+pub use radclock::leap::{LeapKind, LeapSecond};
 pub use radclock::page::{Extension, Flags, Page, PageError, VmclockAbi};
-pub use radclock::reader::{ReadError, Reading, Sample};
+pub use radclock::reader::{Parameters, ReadError, Reading, Sample};
 pub use radclock::seqcount::Busy;
 pub use radclock::time::{Counter, Span, Timestamp};
 
@@ -191,12 +192,23 @@ impl RadClock {
         reader::read_at(self.page(), id, sample)
     }
 
-    /// The whole page: parameters ([`VmclockAbi::clock`]), flags, disruption marker, host and generation
+    /// The whole page: parameters as they stand ([`VmclockAbi::clock`]), flags, disruption marker, host and generation
     /// ([`Page::extension`]).
     ///
     /// A copy of 4096 bytes, so not for the fast path.
     pub fn snapshot(&self) -> Result<Page, Busy> {
         self.page().snapshot()
+    }
+
+    /// The parameters, for a conversion of one's own.
+    ///
+    /// Not for the fast path, as [`RadClock::snapshot`].
+    ///
+    /// # Errors
+    ///
+    /// Any [`ReadError`] but [`ReadError::Disrupted`] and [`ReadError::Backwards`].
+    pub fn parameters(&self) -> Result<Parameters, ReadError> {
+        self.snapshot()?.parameters()
     }
 
     /// What the host warns of: that the counter will be disrupted, by a migration say. Can be asked of a clock that

@@ -65,8 +65,10 @@ int main(int argc, char **argv)
 
 		for (int i = 0; i < parameters.period_shift; i++)
 			seconds /= 2;
-		printf("by hand %" PRIu64 " s + %.9f s\n", parameters.time_sec,
-		       (double)parameters.time_frac / 18446744073709551616.0 + seconds);
+		seconds += (double)parameters.time_frac / 18446744073709551616.0;
+		if (parameters.leap_at && parameters.time_sec + seconds >= parameters.leap_at)
+			seconds += parameters.leap_adjustment;
+		printf("by hand %" PRIu64 " s + %.9f s\n", parameters.time_sec, seconds);
 	}
 	if (warning != RADCLOCK_NO_WARNING)
 		printf("the clock will be disrupted within %s\n",

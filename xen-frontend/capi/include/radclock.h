@@ -166,10 +166,11 @@ struct radclock_reading {
 };
 
 /**
- * The clock's parameters: at counter value N the time is
+ * The clock's parameters: at counter value N, from the reference instant on, the time is
  *   time_sec + time_frac / 2^64 + (N - counter) * period_frac / 2^(64 + period_shift) s
  * wrong by at most
- *   max_error_ns / 10^9 + |N - counter| * period_max_error / 2^(64 + period_shift) s.
+ *   max_error_ns / 10^9 + (N - counter) * period_max_error / 2^(64 + period_shift) s.
+ * From leap_at on, if that is not 0, the time is leap_adjustment seconds more than so.
  */
 struct radclock_parameters {
   /**
@@ -193,9 +194,17 @@ struct radclock_parameters {
    */
   uint64_t period_frac;
   /**
-   * Bound on the error of the period, same unit.
+   * Bound on the error of the period, same unit: that of a clock that nobody keeps, so that it holds at any age.
    */
   uint64_t period_max_error;
+  /**
+   * The first second by the formula that is counted otherwise because of a leap second to come, or 0: none is known.
+   */
+  uint64_t leap_at;
+  /**
+   * -1 after a second that is inserted, 1 after one that is left out. What is inserted has the number of the second before it.
+   */
+  int32_t leap_adjustment;
   /**
    * See period_frac; at most 63.
    */
@@ -276,7 +285,8 @@ enum radclock_error radclock_time_of(const struct radclock *clock,
 /**
  * The clock's parameters now, for a conversion of one's own.
  *
- * Errors: RADCLOCK_ERR_ARGUMENT, _PAGE, _BUSY, _NOT_SYNCHRONIZED, _UNRELIABLE. On an error *parameters is left alone.
+ * Errors: RADCLOCK_ERR_ARGUMENT, _PAGE, _BUSY, _NOT_SYNCHRONIZED, _UNRELIABLE, _LEAP, _RANGE. On an error *parameters is left
+ * alone.
  *
  * # Safety
  *

@@ -9,7 +9,9 @@ use std::ffi::{CStr, OsStr, c_char};
 use std::os::unix::ffi::OsStrExt;
 
 use libc::timespec;
-use xen_radclock::{Disruption, OpenError, RadClock, ReadError, Reading, Sample, Span, Status, Timestamp};
+use xen_radclock::{
+    Disruption, LeapSecond, OpenError, Parameters, RadClock, ReadError, Reading, Sample, Span, Status, Timestamp,
+};
 
 /// What a function returns: RADCLOCK_OK, or why it did nothing.
 #[repr(C)]
@@ -101,10 +103,11 @@ pub struct radclock_reading {
     pub sample: radclock_sample,
 }
 
-/// The clock's parameters: at counter value N the time is
+/// The clock's parameters: at counter value N, from the reference instant on, the time is
 ///   time_sec + time_frac / 2^64 + (N - counter) * period_frac / 2^(64 + period_shift) s
 /// wrong by at most
-///   max_error_ns / 10^9 + |N - counter| * period_max_error / 2^(64 + period_shift) s.
+///   max_error_ns / 10^9 + (N - counter) * period_max_error / 2^(64 + period_shift) s.
+/// From leap_at on, if that is not 0, the time is leap_adjustment seconds more than so.
 #[repr(C)]
 pub struct radclock_parameters {
     /// The counter at the reference instant.
@@ -117,8 +120,12 @@ pub struct radclock_parameters {
     pub max_error_ns: u64,
     /// The counter's period, 2^-(64 + period_shift) s.
     pub period_frac: u64,
-    /// Bound on the error of the period, same unit.
+    /// Bound on the error of the period, same unit: that of a clock that nobody keeps, so that it holds at any age.
     pub period_max_error: u64,
+    /// The first second by the formula that is counted otherwise because of a leap second to come, or 0: none is known.
+    pub leap_at: u64,
+    /// -1 after a second that is inserted, 1 after one that is left out. What is inserted has the number of the second before it.
+    pub leap_adjustment: i32,
     /// See period_frac; at most 63.
     pub period_shift: u8,
     /// See radclock_sample.
@@ -226,7 +233,8 @@ pub unsafe extern "C" fn radclock_time_of(
 
 /// The clock's parameters now, for a conversion of one's own.
 ///
-/// Errors: RADCLOCK_ERR_ARGUMENT, _PAGE, _BUSY, _NOT_SYNCHRONIZED, _UNRELIABLE. On an error *parameters is left alone.
+/// Errors: RADCLOCK_ERR_ARGUMENT, _PAGE, _BUSY, _NOT_SYNCHRONIZED, _UNRELIABLE, _LEAP, _RANGE. On an error *parameters is left
+/// alone.
 ///
 /// # Safety
 ///
@@ -237,12 +245,7 @@ pub unsafe extern "C" fn radclock_get_parameters(
     parameters: *mut radclock_parameters,
 ) -> radclock_error {
     let get = |clock: &RadClock| {
-        let abi = clock.snapshot()?.abi;
-        abi.check_layout()?;
-        if !abi.status().is_readable() {
-            return Err(ReadError::Status(abi.status()));
-        }
-        let clock = abi.clock()?;
+        let Parameters { clock, leap, disruption_marker } = clock.parameters()?;
         Ok(radclock_parameters {
             counter: clock.counter.0,
             time_sec: clock.time.secs(),
@@ -251,7 +254,9 @@ pub unsafe extern "C" fn radclock_get_parameters(
             period_frac: clock.period.frac,
             period_max_error: clock.period_max_error,
             period_shift: clock.period.shift,
-            disruption_marker: abi.disruption_marker.get(),
+            leap_at: leap.map_or(0, LeapSecond::edge),
+            leap_adjustment: leap.map_or(0, |leap| -leap.kind.adjustment() as i32),
+            disruption_marker,
         })
     };
     // SAFETY: as the caller vouches.
