@@ -553,19 +553,17 @@ impl LocalPages {
     /// The clock over this counter, and how far it may be off because a counter was held up since.
     fn left_clock(&mut self, pages: [(Option<Page>, CounterId); 2], counter: CounterId) -> Option<(Page, Span)> {
         let [over_system_time, over_tsc] = pages.map(|(page, counter)| page.filter(|page| has_time(page, counter)));
-        let both = over_system_time.as_ref().zip(over_tsc.as_ref());
-        let found = match both {
-            Some((one, other)) => Some(Box::new(Twins::new(one, other, &self.xen()?.tsc_sample().ok()?)?)),
-            None => None,
-        };
-        let doubt = found.as_ref().map_or(Span::ZERO, |twins| twins.apart());
+        // One alone cannot tell whether its counter was held up meanwhile.
+        let (one, other) = over_system_time.as_ref().zip(over_tsc.as_ref())?;
+        let found = Box::new(Twins::new(one, other, &self.xen()?.tsc_sample().ok()?)?);
+        let doubt = found.apart();
         let page = match counter {
             CounterId::XEN_SYSTEM_TIME => over_system_time,
             CounterId::X86_TSC => over_tsc,
             _ => None,
         };
         if let LocalPages::Xen { twins, .. } = self {
-            *twins = found;
+            *twins = Some(found);
         }
         Some((page?, doubt))
     }
@@ -728,24 +726,20 @@ fn over_tsc(wire: &Content, relation: Option<&Relation>) -> Content {
 
 /// The same over another counter. `to` gives the clock there, and what the counter before was at its reference; without
 /// it there is no time.
-fn moved(content: &Content, counter_id: CounterId, to: impl FnOnce(&Clock) -> Option<(Clock, Counter)>) -> Content {
+fn moved(content: &Content, counter_id: CounterId, to: impl Fn(&Clock) -> Option<(Clock, Counter)>) -> Content {
     let mut moved = Content { counter_id, ..*content };
-    if let Some(clock) = &content.clock {
-        match to(clock) {
-            // The reference is another, and the validity counts from there.
-            Some((other, reference)) => {
-                moved.clock = Some(other);
-                let later = clock.period.span(reference.since(clock.counter)).ceil_nanos();
-                moved.valid_nanos = content.valid_nanos.saturating_add_signed(later.saturating_neg());
-                if moved.valid_nanos == 0 && moved.status == Status::Synchronized {
-                    moved.status = Status::Freerunning;
-                }
-            }
-            None => {
-                moved.clock = None;
-                moved.status = Status::Unreliable;
-            }
-        }
+    let Some(clock) = &content.clock else { return moved };
+    let Some((other, reference)) = to(clock) else {
+        return Content { clock: None, status: Status::Unreliable, ..moved };
+    };
+    moved.clock = Some(other);
+    // The reference is another, and the validity counts from there.
+    let later = clock.period.span(reference.since(clock.counter)).ceil_nanos();
+    moved.valid_nanos = content.valid_nanos.saturating_add_signed(later.saturating_neg());
+    if moved.valid_nanos == 0 && content.valid_nanos > 0 {
+        // It has just run out. Who says so by a validity of 0 lets the bound grow faster by himself.
+        moved.status = Status::Freerunning;
+        moved.clock = to(&clock.free_running(content.valid_nanos, reference)).map(|(other, _)| other);
     }
     moved
 }
@@ -792,6 +786,28 @@ mod tests {
         assert!(is_outdated(&none, &some) && is_outdated(&some, &none));
         assert!(!is_outdated(&none, &none) && !is_outdated(&some, &some));
         assert!(is_outdated(&some, &Content { status: Status::Freerunning, ..some }));
+    }
+
+    /// The page over the TSC is laid out anew between the end of the validity and the next update.
+    #[test]
+    fn a_clock_that_is_moved_beyond_its_validity_lets_its_bound_grow() {
+        let before = Content { valid_nanos: 1_000_000_000, ..content(Some(clock(1_000_000_000, 0, 300_000))) };
+        let to = |after: i64| {
+            move |clock: &Clock| {
+                let reference = Counter(1_000_000_000).offset(after);
+                let (time, max_error) = clock.reading_at(reference)?;
+                let max_error_nanos = max_error.ceil_nanos().unsigned_abs();
+                Some((Clock { counter: reference, time, max_error_nanos, ..*clock }, reference))
+            }
+        };
+        let valid = moved(&before, CounterId::X86_TSC, to(400_000_000));
+        assert!(valid.status == Status::Synchronized && valid.valid_nanos.abs_diff(600_000_000) <= 1);
+        let free = moved(&before, CounterId::X86_TSC, to(900_000_000_000));
+        assert_eq!((free.status, free.valid_nanos), (Status::Freerunning, 0));
+        let later = Counter(1_000_000_000).offset(5_000_000_000_000);
+        let bound = |page: &Page| page.reading_at(later).expect("a reading").max_error;
+        let [left, moved] = [&before, &free].map(|content| bound(&Page::new(content)));
+        assert!((left - moved).ceil_nanos().abs() <= 3, "{left:?}, {moved:?}");
     }
 
     #[test]

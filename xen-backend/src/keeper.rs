@@ -143,9 +143,11 @@ impl Keeper {
             let max_error_nanos = clock.max_error_nanos.saturating_add(doubt.ceil_nanos().unsigned_abs());
             Clock { max_error_nanos, ..clock }
         });
-        self.inheritance = left.and_then(|clock| {
-            let clock = Clock { time: self.scale.of_utc(clock.time, None)?, ..clock };
-            Some(Inheritance::new(clock, doubt, now?))
+        self.inheritance = left.zip(now).and_then(|(clock, now)| {
+            // Its own count may go on as if no leap second had come.
+            let on_scale = self.scale.of_utc(page.reading_at(now).ok()?.time, None)?;
+            let time = clock.time.saturating_add(on_scale.since(clock.time_at(now)));
+            Some(Inheritance::new(Clock { time, ..clock }, doubt, now))
         });
         self.is_inherited = true;
         self.content.tai_offset = page.abi.tai_offset();
@@ -405,6 +407,11 @@ impl Keeper {
             self.content.status = Status::Unreliable;
             if let Some(now) = self.now() {
                 self.content.status = self.status(&clock, now);
+                if self.content.status == Status::Freerunning {
+                    // By the configured validity, before the algorithm says so.
+                    clock = unconfirmed(clock, valid_nanos, now);
+                    valid_nanos = 0;
+                }
                 if self.scale.utc(clock.time).indicator != self.scale.utc(clock.time_at(now)).indicator {
                     // What is published of leap seconds is that of the reference instant.
                     let age = clock.period.span(now.since(clock.counter)).ceil_nanos();
@@ -419,24 +426,30 @@ impl Keeper {
             self.content.valid_nanos = valid_nanos;
             self.content.leap_indicator = utc.indicator;
             self.content.tai_offset = self.scale.tai_offset(&utc);
+            self.lay_out();
+            return true;
         } else if self.content.clock.is_some() {
             // Still the clock of the daemon before, or the last one that went with it.
-            if !self.is_left_behind() {
-                return false;
-            }
-            self.content.status = Status::Freerunning;
+            return self.is_left_behind() && self.free_run();
         }
         self.publish();
         true
     }
 
-    /// The page as another update, since what is derived from it changes.
+    /// The page as another update, since what is derived from it changes. Its reference may have moved on across the leap second that
+    /// it speaks of, which is still the same one.
     pub fn publish(&mut self) {
+        let leap_sec = self.page.ext.leap_sec;
+        self.lay_out();
+        self.page.ext.leap_sec = leap_sec;
+    }
+
+    fn lay_out(&mut self) {
         self.content.generation += 1;
         self.page = Page::new(&self.content);
     }
 
-    /// Marks the clock as kept by nobody; says whether there is a clock.
+    /// Marks the clock as confirmed by nobody; says whether there is a clock.
     pub fn free_run(&mut self) -> bool {
         let (Some(clock), Some(now)) = (self.content.clock, self.now()) else { return false };
         self.content.clock = Some(unconfirmed(clock, self.content.valid_nanos, now));
@@ -599,6 +612,57 @@ mod tests {
         assert!(!keeper.doubt(Span::ZERO));
         keeper.start_anew();
         assert!(!keeper.is_inheriting() && !keeper.doubt(Span::from_secs(9)));
+    }
+
+    /// A daemon was killed before a leap second, and the next one starts after it.
+    #[test]
+    fn what_was_left_knows_its_leap_second_as_long_as_it_is_shown() {
+        const MONTH: u64 = 1_483_228_800;
+        let leap = radclock::leap::LeapSecond { month: MONTH, kind: LeapKind::Insert };
+        let list = LeapList { first_offset: 36, leaps: vec![leap], expires: MONTH + 1_000_000 };
+        for list in [None, Some(list)] {
+            let first_offset = list.as_ref().map_or(0, |list| i64::from(list.first_offset));
+            let mut keeper = keeper(1);
+            keeper.scale = LeapScale::new(list);
+            let now = keeper.now().expect("a reading");
+            let mut page = left(now.offset(-60_000_000_000));
+            page.abi.time_sec.set(MONTH - 30);
+            page.abi.leap_indicator = LEAP_PRE_POS;
+            page.ext.leap_sec.set(MONTH);
+            page.ext.valid_nanos.set(128_000_000_000);
+            keeper.take_over(&page, Span::ZERO);
+            let utc =
+                |page: &Page| page.reading_at(now).expect("a time").time.saturating_add(Span::from_nanos(1)).secs();
+            assert_eq!(utc(keeper.page()), MONTH + 29);
+            // Of servers that count on after it.
+            let after = if first_offset == 0 { 0 } else { first_offset + 1 };
+            let on_scale = keeper.inheritance.expect("a veto").clock().time_at(now);
+            assert_eq!(on_scale.saturating_add(Span::from_nanos(1)).secs(), (MONTH as i64 + 29 + after) as u64);
+
+            assert!(keeper.doubt(Span::from_nanos(20_000)));
+            assert_eq!((utc(keeper.page()), keeper.page().ext.leap_sec.get()), (MONTH + 29, MONTH));
+            keeper.publish();
+            assert_eq!(utc(keeper.page()), MONTH + 29);
+            assert!(keeper.free_run());
+            assert_eq!(utc(keeper.page()), MONTH + 29);
+        }
+    }
+
+    /// Readers add nothing to a page whose validity is 0.
+    #[test]
+    fn a_clock_whose_configured_validity_has_run_out_lets_its_bound_grow() {
+        let mut keeper = keeper(1);
+        keeper.max_valid_nanos = 5_000_000_000;
+        let start = keeper.now().expect("a reading").offset(-40_000_000_000);
+        for second in 0..20 {
+            assert_eq!(keeper.process(0, &stamp(start.offset(second * 1_000_000_000), 0.0), Counts::Utc(None)), Ok(()));
+        }
+        let confirmed = keeper.clock().expect("a clock");
+        assert_eq!(keeper.ensemble.status(keeper.now().expect("a reading")), Status::Synchronized);
+        keeper.update();
+        assert_eq!((keeper.content.status, keeper.content.valid_nanos), (Status::Freerunning, 0));
+        let clock = keeper.content.clock.expect("a clock");
+        assert!(clock.period_max_error > confirmed.period_max_error + (confirmed.period.frac >> 21));
     }
 
     #[test]
