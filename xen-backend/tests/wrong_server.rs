@@ -4,7 +4,7 @@ mod common;
 
 use std::net::UdpSocket;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use common::{FakeServer, Radclockd, right, wait_for};
 use xen_backend::ntp::packet::Packet;
@@ -67,6 +67,21 @@ fn what_nobody_asked_for_is_ignored() {
     let daemon = Radclockd::start("127.0.0.1", server.port, "");
     right(&daemon.wait_synchronised());
     assert_eq!(daemon.status().servers[0].last_error, None);
+}
+
+/// The poll ends in time, and the daemon does its other work meanwhile.
+#[test]
+fn a_flood_of_what_nobody_asked_for_is_no_answer() {
+    let server = FakeServer::start(move |reply| {
+        let end = Instant::now() + Duration::from_secs(30);
+        let wrong = Packet { origin: (reply.packet.origin.get() ^ 1).into(), ..reply.packet };
+        while Instant::now() < end {
+            reply.send(wrong.as_bytes());
+        }
+    });
+    let daemon = Radclockd::start("127.0.0.1", server.port, "");
+    let error = wait_for("an error", Duration::from_secs(20), || daemon.status().servers[0].last_error.clone());
+    assert!(error.contains("no answer within 3 s"), "{error}");
 }
 
 #[test]

@@ -289,7 +289,6 @@ impl Client {
                 }
                 result = timeout_at(deadline, socket.recv(&mut datagram)) => {
                     let received = self.counter.read()?;
-                    let after = self.bracket()?;
                     let Ok(result) = result else {
                         // That the network said no shows only when something is sent.
                         poll_fn(|context| socket.poll_send(request.as_bytes(), context)).await.map_err(PollError::Unreachable)?;
@@ -297,8 +296,10 @@ impl Client {
                     };
                     let result = result.map_err(PollError::Unreachable)?;
                     match association.handle(&datagram[..result.bytes_read]) {
-                        Ok(answer) => break (answer, received, realtime(&result.timestamp_data), after),
+                        Ok(answer) => break (answer, received, realtime(&result.timestamp_data), self.bracket()?),
                         Err(reject) if reject.is_final() => return Err(PollError::Rejected(reject)),
+                        // Where there always is another datagram, nobody looks at the timer.
+                        Err(_) if Instant::now() >= deadline => return Err(PollError::Timeout(REPLY_TIMEOUT)),
                         Err(reject) => tracing::debug!("{server}: ignored {reject}"),
                     }
                 }
