@@ -209,7 +209,7 @@ fn service(daemon: &Daemon, place: Place) -> Vec<Check> {
             "start it without --local",
         ));
     }
-    checks.extend(status.servers.iter().map(server));
+    checks.extend(servers(&status.servers));
     checks.push(synchronisation(&status));
     // Before that it says nothing but that it is not synchronised.
     if status.clock.status.is_readable() {
@@ -232,14 +232,30 @@ fn version(status: &DaemonStatus) -> Check {
     }
 }
 
-fn server(server: &ServerReport) -> Check {
+/// One that is of no use is no problem as long as another one makes the clock.
+fn servers(servers: &[ServerReport]) -> impl Iterator<Item = Check> {
+    let makes_the_clock = |server: &ServerReport| server.reach != 0 && server.standing == Standing::Truechimer;
+    let useless = if servers.iter().any(makes_the_clock) { Level::Warning } else { Level::Problem };
+    servers.iter().map(move |report| server(report, useless))
+}
+
+fn server(server: &ServerReport, useless: Level) -> Check {
     let name = format!("server {}", server.name);
     let problem = server.last_error.as_deref();
     if server.reach == 0 {
-        return Check::problem(
+        return Check::bad(
             name,
-            problem.unwrap_or("no answer yet").to_string(),
+            useless,
+            problem.unwrap_or("no answer yet"),
             format!("check the server's name in {CONFIG}, and that UDP to its port gets through"),
+        );
+    }
+    if server.standing == Standing::Silent {
+        return Check::bad(
+            name,
+            useless,
+            problem.unwrap_or("answers, but nothing that could be used for a while"),
+            format!("see with another tool whether it is right; if not, tell who keeps it, or take it out of {CONFIG}"),
         );
     }
     if server.standing == Standing::Falseticker {
@@ -523,8 +539,20 @@ mod tests {
         assert_eq!(synchronisation(&status).message, "free-running: its parameters are 3 s old");
         let mut silent = ServerReport::unheard("ntp.example:123".into(), 16.0);
         silent.last_error = Some("no such host".into());
-        let check = server(&silent);
+        let check = server(&silent, Level::Problem);
         assert_eq!((check.level, check.message.as_str()), (Level::Problem, "no such host"));
+    }
+
+    #[test]
+    fn a_useless_server_is_a_problem_where_no_other_makes_the_clock() {
+        let levels = |reports: &[ServerReport]| servers(reports).map(|check| check.level).collect::<Vec<_>>();
+        let good =
+            ServerReport { reach: 1, standing: Standing::Truechimer, ..ServerReport::unheard("good:123".into(), 16.0) };
+        let refused = ServerReport { standing: Standing::Silent, ..good.clone() };
+        let gone = ServerReport { reach: 0, ..refused.clone() };
+        let lost = ServerReport { reach: 0, ..good.clone() };
+        assert_eq!(levels(&[good.clone(), refused.clone(), gone]), [Level::Ok, Level::Warning, Level::Warning]);
+        assert_eq!(levels(&[lost, refused]), [Level::Problem, Level::Problem]);
     }
 
     #[test]
