@@ -74,7 +74,7 @@
  *      the same host-id speak of the same counter.
  *
  * time-domain
- *      Values:         a name, up to 63 printable characters
+ *      Values:         a name: 1 to 64 letters, digits, dots, dashes or underscores
  *
  *      Hosts that name the same time domain follow the same reference time.
  *      For people and tools, the frontend does not evaluate it.
