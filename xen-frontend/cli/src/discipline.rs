@@ -101,10 +101,9 @@ pub fn run(clock: &RadClock, args: &Args) -> Result<(), Error> {
     notify(&[NotifyState::Ready]);
     loop {
         let look = kernel::look(clock)?;
-        let pending = steering.pending_leap();
         let mut holding = false;
         if let Some(adjustment) = steering.look(&look)? {
-            kernel::apply(&adjustment, &look, clock, pending)?;
+            kernel::apply(&adjustment, &look, clock)?;
             news.tell(&look, &adjustment);
             holding = adjustment.state == State::Holding;
         }
@@ -116,7 +115,7 @@ pub fn run(clock: &RadClock, args: &Args) -> Result<(), Error> {
     }
     notify(&[NotifyState::Stopping]);
     let state = kernel::state()?;
-    kernel::release(steering.free_running(&state), steering.pending_leap())?;
+    kernel::release(steering.free_running(&state))?;
     tracing::info!(
         "stopped; the clock goes on at {:+.3} ppm, and says that it is unsynchronised",
         ppm(&steering, &state)

@@ -8,7 +8,7 @@ use std::thread::sleep;
 use std::time::{Duration, Instant, SystemTime};
 
 use serde::Serialize;
-use xen_radclock::{Clock, Disruption, Flags, RadClock, ReadError, Reading, Span, Status, Timestamp};
+use xen_radclock::{Disruption, Flags, Page, RadClock, ReadError, Reading, Span, Status, Timestamp};
 
 use crate::show::{ReadingJson, flag_names};
 use crate::{Failure, format};
@@ -26,8 +26,7 @@ pub struct Args {
     count: Option<u64>,
 }
 
-/// What a person cares about, and the parameters to find jumps by.
-#[derive(Clone, PartialEq)]
+/// What a person cares about, and the page to find jumps by.
 struct View {
     status: Status,
     error: Option<ReadError>,
@@ -35,7 +34,8 @@ struct View {
     disruption_marker: u64,
     flags: Flags,
     leap_indicator: u8,
-    clock: Option<Clock>,
+    /// If it can be read.
+    page: Option<Page>,
 }
 
 /// One line, as JSON: what changed, in words, and the state after it.
@@ -66,7 +66,7 @@ pub fn run(clock: &RadClock, args: &Args, json: bool) -> Result<(), Failure> {
                 disruption_marker: page.abi.disruption_marker.get(),
                 flags: page.abi.flags(),
                 leap_indicator: page.abi.leap_indicator,
-                clock: page.abi.clock().ok().filter(|_| page.abi.status().is_readable()),
+                page: page.abi.status().is_readable().then_some(page),
             };
             let jump = match (&last, last_reading, reading) {
                 (_, Some(before), Some(after)) if is_other_counter(&before.0, &after.0) => Some(across(before, after)),
@@ -149,14 +149,13 @@ fn across(before: (Reading, Instant), after: (Reading, Instant)) -> String {
 /// By how much the time jumped now, with the bound that stood before; nothing if the parameters did not change, or by
 /// less than `report` and than that bound.
 fn jump(clock: &RadClock, last: &View, view: &View, report: Span) -> Option<String> {
-    let (old, new) = (last.clock?, view.clock?);
-    if old == new || last.disruption_marker != view.disruption_marker {
+    let (old, new) = (last.page?, view.page?);
+    if old.abi.clock() == new.abi.clock() || last.disruption_marker != view.disruption_marker {
         return None;
     }
     let counter = clock.sample().ok()?.counter;
-    let (before, bound) = old.reading_at(counter)?;
-    let (after, _) = new.reading_at(counter)?;
-    let jump = after.since(before);
+    let (before, after) = old.reading_at(counter).ok().zip(new.reading_at(counter).ok())?;
+    let (jump, bound) = (after.time.since(before.time), before.max_error);
     if jump.abs() > bound {
         Some(format!("jump {} (beyond the bound of {})", format::signed(jump), format::signed(bound)))
     } else {

@@ -46,10 +46,7 @@ pub fn take() -> Result<(), KernelError> {
 /// What the kernel says of its adjustments.
 pub fn state() -> Result<Kernel, KernelError> {
     let mut timex = EMPTY_TIMEX;
-    // SAFETY: the structure lives as long as the call, and no mode bit asks for a change.
-    if unsafe { libc::adjtimex(&mut timex) } == -1 {
-        return Err(KernelError::Other(std::io::Error::last_os_error()));
-    }
+    adjtimex(&mut timex)?;
     let loops = libc::STA_PLL | libc::STA_FLL | libc::STA_PPSTIME | libc::STA_PPSFREQ;
     Ok(Kernel {
         frequency: Frequency(timex.freq),
@@ -95,12 +92,20 @@ fn try_look(clock: &RadClock, kernel: Kernel) -> Option<Look> {
     };
     Some(Look {
         raw: raw_before + (raw_after - raw_before) / 2,
+        asleep: asleep(),
         real: Timestamp::from_unix(0, (real_before + (real_after - real_before) / 2).cast_unsigned()),
         uncertainty: Span::from_nanos(width / 2 + 1),
         disruption_marker,
         shared,
         kernel,
     })
+}
+
+/// How long this machine slept since it booted, ns, at least and at most.
+fn asleep() -> (i64, i64) {
+    let before = nanos(ClockId::CLOCK_MONOTONIC);
+    let boot = nanos(ClockId::CLOCK_BOOTTIME);
+    (boot - nanos(ClockId::CLOCK_MONOTONIC), boot - before)
 }
 
 fn nanos(id: ClockId) -> i64 {
@@ -121,7 +126,7 @@ fn leap(indicator: u8, time: Timestamp) -> Leap {
 }
 
 /// Carries out an adjustment. A step only if nothing disrupted the clock since it was worked out.
-pub fn apply(adjustment: &Adjustment, look: &Look, clock: &RadClock, pending: Leap) -> Result<(), KernelError> {
+pub fn apply(adjustment: &Adjustment, look: &Look, clock: &RadClock) -> Result<(), KernelError> {
     if let Some(step) = adjustment.step
         && !clock.sample().is_ok_and(|sample| Some(sample.disruption_marker) != look.disruption_marker)
     {
@@ -129,6 +134,7 @@ pub fn apply(adjustment: &Adjustment, look: &Look, clock: &RadClock, pending: Le
         let nanos = step.floor_nanos();
         let (seconds, nanos) = (nanos.div_euclid(1_000_000_000), nanos.rem_euclid(1_000_000_000) as u32);
         CLOCK.step_clock(TimeOffset { seconds, nanos })?;
+        forget_leap_second()?;
     }
     set_frequency(adjustment.frequency)?;
     if let Some(offset) = adjustment.tai_offset {
@@ -143,19 +149,19 @@ pub fn apply(adjustment: &Adjustment, look: &Look, clock: &RadClock, pending: Le
                 Leap::Delete => LeapIndicator::Leap59,
             })?;
         }
-        Quality::Unsynchronized => unsynchronised(pending)?,
+        Quality::Unsynchronized => unsynchronised()?,
         Quality::Unknown => {
             CLOCK.error_estimate_update(UNKNOWN, UNKNOWN)?;
-            unsynchronised(pending)?;
+            unsynchronised()?;
         }
     }
     Ok(())
 }
 
 /// Leaves the clock to itself, at the right rate as far as is known; nobody vouches for it.
-pub fn release(frequency: Frequency, pending: Leap) -> Result<(), KernelError> {
+pub fn release(frequency: Frequency) -> Result<(), KernelError> {
     set_frequency(frequency)?;
-    unsynchronised(pending)
+    unsynchronised()
 }
 
 fn set_frequency(frequency: Frequency) -> Result<(), KernelError> {
@@ -163,12 +169,40 @@ fn set_frequency(frequency: Frequency) -> Result<(), KernelError> {
     Ok(())
 }
 
-/// The kernel forgets a leap second when it is told this, so not before one that is due.
-fn unsynchronised(pending: Leap) -> Result<(), KernelError> {
-    if pending == Leap::None {
-        CLOCK.set_leap_seconds(LeapIndicator::Unknown)?;
+/// A leap second that the kernel was told of comes nevertheless.
+fn unsynchronised() -> Result<(), KernelError> {
+    let status = status()?;
+    set_status(status | libc::STA_UNSYNC)
+}
+
+/// A step takes from the kernel when the leap second comes that it was told of, but not that one is to come (Linux, `ntp_clear()`): it
+/// would wait for it for ever. It begins anew where its phase-locked loop is switched off.
+fn forget_leap_second() -> Result<(), KernelError> {
+    let status = status()? & !(libc::STA_INS | libc::STA_DEL);
+    set_status(status | libc::STA_PLL)?;
+    set_status(status & !libc::STA_PLL)
+}
+
+fn status() -> Result<i32, KernelError> {
+    let mut timex = EMPTY_TIMEX;
+    adjtimex(&mut timex)?;
+    Ok(timex.status)
+}
+
+fn set_status(status: i32) -> Result<(), KernelError> {
+    adjtimex(&mut libc::timex { modes: libc::MOD_STATUS, status, ..EMPTY_TIMEX })
+}
+
+/// What the crate has no function for.
+fn adjtimex(timex: &mut libc::timex) -> Result<(), KernelError> {
+    // SAFETY: the structure lives as long as the call.
+    if unsafe { libc::adjtimex(timex) } != -1 {
+        return Ok(());
     }
-    Ok(())
+    match std::io::Error::last_os_error() {
+        error if error.kind() == std::io::ErrorKind::PermissionDenied => Err(KernelError::Permission),
+        error => Err(KernelError::Other(error)),
+    }
 }
 
 /// Rounded up to what the kernel counts in.

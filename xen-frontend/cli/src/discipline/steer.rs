@@ -21,6 +21,10 @@ const RATE_UNCERTAINTY: f64 = 10e-6;
 /// What the kernel's clock may do against its raw counterpart beyond what was set, before somebody else is blamed for it:
 /// a fixed part, s, and a relative one. A new frequency begins up to a timer tick late.
 const UNEXPLAINED: (f64, f64) = (200e-6, 100e-6);
+/// No clock runs so fast or slow, relative: its seconds were counted otherwise meanwhile. A leap second is more than that of each window.
+const NO_RATE: f64 = 2.0 * MAX_FREQUENCY;
+/// What the times that a machine slept may differ by without its having slept, ns.
+const NO_SLEEP: i64 = 1_000_000;
 /// Rounding of a frequency on its way into the kernel and back, 2⁻¹⁶ ppm.
 const FREQUENCY_ROUNDING: i64 = 2;
 
@@ -105,6 +109,8 @@ impl Kernel {
 pub struct Look {
     /// `CLOCK_MONOTONIC_RAW`, ns.
     pub raw: i64,
+    /// How long the machine slept since it booted, ns: at least, and at most.
+    pub asleep: (i64, i64),
     /// `CLOCK_REALTIME`.
     pub real: Timestamp,
     /// The clocks were read within this of the same instant, on either side.
@@ -239,6 +245,10 @@ pub struct Steering {
     readings: VecDeque<(i64, Timestamp, Span)>,
     occasion: Occasion,
     disruption_marker: Option<u64>,
+    /// At most, ns.
+    asleep: Option<i64>,
+    /// The machine slept, and the shared clock does not know it yet: its counter may have stopped.
+    is_outdated: bool,
     applied: Option<Applied>,
 }
 
@@ -251,6 +261,8 @@ impl Steering {
             readings: VecDeque::new(),
             occasion: Occasion::Start,
             disruption_marker: None,
+            asleep: None,
+            is_outdated: false,
             applied: None,
         }
     }
@@ -259,19 +271,23 @@ impl Steering {
     pub fn look(&mut self, look: &Look) -> Result<Option<Adjustment>, Conflict> {
         let markers = self.disruption_marker.zip(look.disruption_marker);
         let disrupted = markers.is_some_and(|(before, now)| before != now);
+        let slept = self.asleep.is_some_and(|most| look.asleep.0 - most > NO_SLEEP);
         if let Some(applied) = self.applied {
             // The kernel itself sets its clock when it resumes.
-            let by_itself = disrupted || look.disruption_marker.is_none();
+            let by_itself = disrupted || slept || look.disruption_marker.is_none();
             check(&applied, look, by_itself)?;
         }
         self.disruption_marker = look.disruption_marker.or(self.disruption_marker);
-        if disrupted {
+        self.asleep = Some(look.asleep.1);
+        self.is_outdated = !disrupted && (slept || self.is_outdated);
+        if disrupted || slept {
             self.readings.clear();
             if self.occasion == Occasion::None {
                 self.occasion = Occasion::Disruption;
             }
         }
         let adjustment = match look.shared {
+            Ok(_) if self.is_outdated => self.hold(look),
             Ok(shared) => self.follow(look, &shared),
             Err(Unreadable::Leap) => return Ok(None),
             Err(Unreadable::Other) => self.hold(look),
@@ -361,7 +377,11 @@ impl Steering {
         if let Some((wrong, rate)) = rates.min_by(|a, b| a.0.total_cmp(&b.0))
             && wrong <= RATE_UNCERTAINTY
         {
-            self.rate = rate.clamp(-MAX_FREQUENCY, MAX_FREQUENCY);
+            if rate.abs() < NO_RATE {
+                self.rate = rate.clamp(-MAX_FREQUENCY, MAX_FREQUENCY);
+            } else {
+                self.readings.clear();
+            }
         }
         self.readings.push_back((look.raw, shared.time, look.uncertainty));
     }
@@ -408,6 +428,8 @@ mod tests {
     struct Guest {
         now: f64,
         raw: f64,
+        /// The machine slept so long, ns.
+        asleep: i64,
         /// The kernel's clock less the true time, s.
         offset: f64,
         /// How much faster than true time the raw clock runs, relative.
@@ -428,6 +450,7 @@ mod tests {
             Guest {
                 now: 0.0,
                 raw: 1000.0,
+                asleep: 0,
                 offset,
                 raw_rate,
                 kernel,
@@ -450,6 +473,7 @@ mod tests {
             let time = Timestamp::from_unix(START, 0).saturating_add(Span::from_secs_f64(self.now));
             Look {
                 raw: (self.raw * 1e9) as i64,
+                asleep: (self.asleep - 300, self.asleep + 400),
                 real: time.saturating_add(Span::from_secs_f64(self.offset + self.noise)),
                 uncertainty: self.uncertainty,
                 disruption_marker: self.marker,
@@ -694,5 +718,56 @@ mod tests {
         });
         let after = steering.look(&look).unwrap().unwrap();
         assert_eq!((after.step, after.tai_offset), (None, Some(i32::from(TAI) + 1)));
+    }
+
+    /// However long the window is, and whether a look falls into the leap second or not.
+    #[test]
+    fn a_leap_second_is_no_rate() {
+        for (interval, leap) in [(1.0, 1), (1.0, -1), (64.0, 1), (64.0, -1)] {
+            let mut guest = Guest::new(0.0, 20e-6);
+            let mut steering = Steering::new(Settings { interval, ..settings(Step::Disruption) }, &guest.kernel);
+            for turn in 0..40 {
+                if turn == 20 {
+                    guest.shared = Ok(if leap > 0 { Leap::Insert } else { Leap::Delete });
+                }
+                let mut look = guest.look();
+                if turn > 20 {
+                    // Of both clocks.
+                    let shared = look.shared.as_mut().unwrap();
+                    (shared.time, shared.leap) = (shared.time.saturating_sub(Span::from_secs(leap)), Leap::None);
+                    look.real = look.real.saturating_sub(Span::from_secs(leap));
+                }
+                let adjustment = steering.look(&look).unwrap().unwrap();
+                let ppm = adjustment.frequency.relative() * 1e6;
+                assert!(turn < 12 || (ppm + 20.0).abs() < 3.0, "{ppm} ppm at {turn}");
+                assert_eq!(adjustment.step, None);
+                guest.apply(&adjustment);
+                guest.pass(interval);
+            }
+            assert!(guest.offset.abs() < 100e-6, "{}", guest.offset);
+        }
+    }
+
+    /// The kernel sets its clock, and the shared clock has not been told yet.
+    #[test]
+    fn a_machine_that_slept_is_nobody_who_adjusts_the_clock() {
+        let mut guest = Guest::new(0.0, 20e-6);
+        let mut steering = started(&guest, Step::Disruption);
+        for _ in 0..5 {
+            guest.turn(&mut steering);
+            guest.pass(1.0);
+        }
+        guest.asleep += 3_600_000_000_000;
+        guest.offset += 3600.0;
+        for _ in 0..3 {
+            let held = guest.turn(&mut steering);
+            assert_eq!((held.step, held.quality, held.state), (None, Quality::Unknown, State::Holding));
+            guest.pass(0.01);
+        }
+        guest.marker = Some(2);
+        guest.turn(&mut steering);
+        assert!(guest.offset.abs() < 1e-3);
+        guest.pass(1.0);
+        assert_eq!(guest.turn(&mut steering).state, State::Following);
     }
 }
