@@ -736,7 +736,7 @@ fn moved(content: &Content, counter_id: CounterId, to: impl Fn(&Clock) -> Option
     // The reference is another, and the validity counts from there.
     let later = clock.period.span(reference.since(clock.counter)).ceil_nanos();
     moved.valid_nanos = content.valid_nanos.saturating_add_signed(later.saturating_neg());
-    if moved.valid_nanos == 0 && content.valid_nanos > 0 {
+    if moved.valid_nanos == 0 && moved.status == Status::Synchronized {
         // It has just run out. Who says so by a validity of 0 lets the bound grow faster by himself.
         moved.status = Status::Freerunning;
         moved.clock = to(&clock.free_running(content.valid_nanos, reference)).map(|(other, _)| other);

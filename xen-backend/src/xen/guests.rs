@@ -228,6 +228,8 @@ struct Guest {
     wish: Option<bool>,
     backend: XenbusState,
     frontend: Frontend,
+    /// Its watches were just set: the event that comes at once says nothing of the guest.
+    is_watch_new: bool,
     warnings: Warnings,
     /// From the first offer to the end of the domain.
     attention: Option<Attention>,
@@ -248,6 +250,7 @@ impl Guest {
             wish: None,
             backend: XenbusState::Unknown,
             frontend: Frontend::Absent,
+            is_watch_new: false,
             warnings: Warnings::default(),
             attention: None,
             page: None,
@@ -445,10 +448,12 @@ impl Manager {
     }
 
     async fn watch_all(&mut self) -> Result<(), XenError> {
-        let guests = self.guests.keys().filter(|domid| self.is_watched(**domid));
-        let topics: Vec<Topic> = guests.flat_map(|domid| Topic::of_guest(*domid)).collect();
-        for topic in Topic::DOMAINS.into_iter().chain(topics) {
+        for topic in Topic::DOMAINS {
             self.watches.watch(topic).await?;
+        }
+        let guests = self.guests.keys().copied().filter(|domid| self.is_watched(*domid));
+        for domid in guests.collect::<Vec<_>>() {
+            self.watch(domid).await?;
         }
         Ok(())
     }
@@ -476,6 +481,9 @@ impl Manager {
     }
 
     async fn watch(&mut self, domid: u16) -> Result<(), XenError> {
+        if let Some(guest) = self.guests.get_mut(&domid) {
+            guest.is_watch_new = true;
+        }
         for topic in Topic::of_guest(domid) {
             self.watches.watch(topic).await?;
         }
@@ -563,7 +571,8 @@ impl Manager {
         }
         if let Some(guest) = self.guests.get_mut(&domid) {
             // A driver says it again when its guest goes on after a suspend.
-            let goes_on = written && frontend == Frontend::State(XenbusState::Connected) && frontend == guest.frontend;
+            let is_news = written && !std::mem::take(&mut guest.is_watch_new);
+            let goes_on = is_news && frontend == Frontend::State(XenbusState::Connected) && frontend == guest.frontend;
             guest.frontend = frontend;
             self.step(domid, Event::Frontend(frontend)).await;
             if goes_on {
