@@ -17,6 +17,8 @@ const WIDTH: u32 = 1200;
 const HEIGHT: u32 = 640;
 /// A name's.
 const NAME_HEIGHT: u32 = 26;
+/// The width of a letter of a name.
+const NAME_LETTER: u32 = 8;
 /// A line of more points is drawn thin, for it is mostly corners.
 const DENSE: usize = 1500;
 const TEXT: RGBColor = RGBColor(0x22, 0x22, 0x22);
@@ -285,11 +287,12 @@ impl Plot {
         let (_, below) = area.split_vertically(84);
         let xs = self.series.iter().flat_map(|series| series.points.iter().map(|point| point.0));
         let ys = self.series.iter().flat_map(|series| series.points.iter().map(|point| point.1));
+        let longest_name = self.y.names.iter().map(String::len).max().unwrap_or(0);
         let mut chart = ChartBuilder::on(&below)
             .margin_right(30)
             .margin_bottom(10)
             .x_label_area_size(62)
-            .y_label_area_size(if self.y.names.is_empty() { 104 } else { 220 })
+            .y_label_area_size(104.max(40 + NAME_LETTER * longest_name as u32))
             .build_cartesian_2d(self.x.coordinate(xs), self.y.coordinate(ys))?;
         let label = |axis: &Axis, value: f64| match axis.names.get(value as usize) {
             Some(name) => name.clone(),
