@@ -54,7 +54,7 @@ pub const EXPERIMENTS: &[Experiment] = &[
     },
     Experiment {
         name: "faults",
-        about: "what readings are worth while all goes wrong around the clock (45 min; --quick: 5 min)",
+        about: "what readings are worth while all goes wrong around the clock (55 min; --quick: 5 min)",
         run: faults::run,
     },
     Experiment {
