@@ -396,3 +396,30 @@ fn allan_plot(outcomes: &[&Outcome]) -> Plot {
         series,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Of the kinds of traces that others have measured RADclock and ClockBound on, the best of both at most 0.6 times as good.
+    #[test]
+    fn errors_are_at_most_six_tenths_of_the_peers() {
+        let kinds = &FAMILIES[..12];
+        assert_eq!((kinds[0].name, kinds[11].name), ("lan-16s", "sparse-1024s"));
+        for family in kinds {
+            let scenario = family.scenario(1);
+            let outcome = judge(Trace::of(family.name, &scenario, &scenario.run(1), 0), Some(1)).unwrap();
+            let ours = outcome.xen_radclock.unwrap();
+            assert_eq!(ours.all_outside_bound, 0, "{}", family.name);
+            // ClockBound takes no poll period of 1024 s.
+            let Some(peer) = outcome.clock_bound else {
+                assert_eq!(family.name, "sparse-1024s");
+                continue;
+            };
+            let [rms, p99] = [ours.score.rms_us / peer.score.rms_us, ours.score.p99_us / peer.score.p99_us];
+            println!("{}: rms {rms:.2}, 99 % {p99:.2}", family.name);
+            // Nobody can know how an oscillator drifts in a gap of hours.
+            assert!(p99 <= 0.6 && (rms <= 0.6 || family.name == "gap-16s"), "{}: {rms}, {p99}", family.name);
+        }
+    }
+}
