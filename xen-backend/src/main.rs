@@ -86,6 +86,12 @@ fn run(arguments: Arguments) -> anyhow::Result<()> {
     if let Some(run_dir) = arguments.run_dir {
         config.paths.run_dir = AbsolutePath(std::path::absolute(run_dir)?);
     }
+    // Rather no daemon than half of one, and systemd starts another: readers go on meanwhile.
+    let report = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        report(panic);
+        std::process::abort();
+    }));
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let result = runtime.block_on(daemon::run(config, arguments.local));
     // A name that is being looked up right now would hold up the end.

@@ -14,6 +14,7 @@ use crate::wait;
 const MEMORY_SLACK_KIB: u64 = 512;
 /// In a kernel's or Xen's log, something is broken.
 const COMPLAINTS: &[&str] = &[
+    "panicked",
     "WARNING:",
     "BUG:",
     "kernel BUG",
@@ -135,10 +136,11 @@ pub fn await_forgotten(host: &Host) -> Result<()> {
     })
 }
 
-/// Fails if Xen or Dom0's kernel has complained since the host was booted.
+/// Fails if Xen, Dom0's kernel or a daemon has complained since the host was booted.
 pub fn ensure_no_complaint(host: &Host) -> Result<()> {
     check("Xen", &host.console_log()?)?;
-    check("Dom0's kernel", after_boot(&host.run("dmesg")?))
+    check("Dom0's kernel", after_boot(&host.run("dmesg")?))?;
+    check("radclockd", &host.radclockd_log()?)
 }
 
 /// Fails if the guest's kernel has complained since it was booted.
