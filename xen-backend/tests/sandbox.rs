@@ -12,6 +12,8 @@ use xen_backend::sandbox::{self, Needs};
 
 /// Names the deed, in the process that does it.
 const DEED: &str = "SANDBOX_DEED";
+/// Ends the name of a deed that is done where servers are given by name.
+const WITH_NAMES: &str = ", with names";
 /// Where the process may do what it likes; beside it, where it may not.
 const OWN: &str = "SANDBOX_OWN";
 /// The exit status of a deed that the kernel has refused.
@@ -55,13 +57,22 @@ fn main() {
     if landlock >= LANDLOCK_TCP {
         assert!(is_denied(outcome("TCP")), "TCP");
     }
-    assert_eq!(outcome("run").signal(), Some(libc::SIGSYS), "a program was run");
+    for deed in ["run", "fork", "trace", "netlink", "raw socket", "code", "foreign ioctl"] {
+        assert_eq!(outcome(deed).signal(), Some(libc::SIGSYS), "{deed}");
+    }
+    // Names are looked up by plug-ins, which may try what is not allowed; they load code, and ask which addresses there are.
+    for deed in ["run", "fork", "trace", "raw socket", "foreign ioctl"] {
+        assert!(is_denied(outcome(&format!("{deed}{WITH_NAMES}"))), "{deed}, with names");
+    }
+    for deed in ["netlink", "code"] {
+        assert!(outcome(&format!("{deed}{WITH_NAMES}")).success(), "{deed}, with names");
+    }
 }
 
 fn in_sandbox(deed: &str, own: &Path) -> io::Result<()> {
     let port = TcpListener::bind("127.0.0.1:0")?;
-    let needs =
-        Needs { directories: vec![own.to_owned()], devices: &["/dev/null"], ioctls: &[], clocks: false, names: false };
+    let (deed, names) = deed.strip_suffix(WITH_NAMES).map_or((deed, false), |deed| (deed, true));
+    let needs = Needs { directories: vec![own.to_owned()], devices: &["/dev/null"], ioctls: &[], clocks: false, names };
     sandbox::enter(&needs).map_err(io::Error::other)?;
     let (mine, other) = (own.join("mine"), own.with_file_name("other"));
     match deed {
@@ -77,6 +88,32 @@ fn in_sandbox(deed: &str, own: &Path) -> io::Result<()> {
         "passwords" => fs::read("/etc/shadow").map(drop),
         "TCP" => TcpStream::connect(port.local_addr()?).map(drop),
         "run" => Command::new("/bin/true").status().map(drop),
+        // SAFETY: the child, if there is one, ends at once.
+        "fork" => match unsafe { libc::syscall(libc::SYS_fork) } {
+            0 => std::process::exit(0),
+            pid => checked(pid),
+        },
+        // SAFETY: it takes no pointer.
+        "trace" => checked(unsafe { libc::syscall(libc::SYS_ptrace, libc::PTRACE_TRACEME, 0, 0, 0) }),
+        "netlink" => socket(libc::AF_NETLINK, libc::SOCK_RAW),
+        "raw socket" => socket(libc::AF_PACKET, libc::SOCK_RAW),
+        "code" => {
+            let (protection, flags) = (libc::PROT_READ | libc::PROT_EXEC, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
+            // SAFETY: new memory, which nobody uses.
+            checked(unsafe { libc::syscall(libc::SYS_mmap, 0, 4096, protection, flags, -1, 0) })
+        }
+        // SAFETY: the argument is there to be written.
+        "foreign ioctl" => checked(unsafe { libc::syscall(libc::SYS_ioctl, 0, libc::TIOCGWINSZ, &mut [0u16; 4]) }),
         other => panic!("no deed {other}"),
     }
+}
+
+fn socket(family: i32, kind: i32) -> io::Result<()> {
+    // SAFETY: it takes no pointer.
+    checked(unsafe { libc::syscall(libc::SYS_socket, family, kind, 0) })
+}
+
+/// What a system call returned.
+fn checked(result: libc::c_long) -> io::Result<()> {
+    if result == -1 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
