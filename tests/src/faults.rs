@@ -18,6 +18,9 @@ use crate::{Lab, demo, payload, wait};
 /// What saves guests and talks to the server must not starve because the guests are busy.
 const DOM0_WEIGHT: &str = "xl sched-credit2 -d Domain-0 -w 2048";
 
+/// How long a guest's clock may take to run free without a server, s: eight polls and at least 64 s, and what a busy machine adds.
+const FREERUNNING_LIMIT: u64 = 90;
+
 /// For a command in a Dom0 that is starved.
 const STARVED_LIMIT: Duration = Duration::from_secs(600);
 
@@ -54,7 +57,15 @@ macro_rules! in_dom0 {
 
 pub(crate) const FAULTS: &[Fault] = &[
     answers!("none", [60, 5], Answers::Right),
-    answers!("server stopped", [900, 10], Answers::Lost),
+    Fault {
+        name: "server stopped",
+        seconds: [900, 10],
+        begin: |scene| scene.answers(Answers::Lost),
+        end: |scene| {
+            scene.guests.iter().try_for_each(|guest| guest.await_state("freerunning", FREERUNNING_LIMIT))?;
+            scene.answers_as_before()
+        },
+    },
     answers!("server ahead by 10 s", [60, 10], Answers::Shifted(10_000_000_000)),
     answers!("answers to nobody's request", [30, 4], Answers::WrongOrigin),
     answers!("stratum 16", [30, 4], Answers::Unsynchronized),

@@ -15,6 +15,7 @@ pub struct Report {
     text: String,
     plots: Vec<(String, Plot)>,
     results: serde_json::Value,
+    failure: Option<String>,
 }
 
 /// The columns of a table: on the left what a row is about, on the right its figures.
@@ -71,7 +72,22 @@ impl Table {
 impl Report {
     /// With a title. `results` is what `figures.json` says.
     pub fn new(title: &str, results: &impl Serialize) -> Result<Report> {
-        Ok(Report { text: format!("# {title}\n"), plots: vec![], results: serde_json::to_value(results)? })
+        Ok(Report {
+            text: format!("# {title}\n"),
+            plots: vec![],
+            results: serde_json::to_value(results)?,
+            failure: None,
+        })
+    }
+
+    /// What must never be was seen: the experiment fails once its report is written.
+    pub fn fail(&mut self, why: String) {
+        self.failure = Some(why);
+    }
+
+    /// What must never be, and was seen.
+    pub fn failure(&self) -> Option<&str> {
+        self.failure.as_deref()
     }
 
     /// A heading of a section.

@@ -25,7 +25,11 @@ pub fn run(options: &Options) -> Result<Report> {
     let (readings, wrong) = outcomes.iter().fold((0, 0), |(readings, wrong), outcome| {
         (readings + outcome.readings, wrong + outcome.wrong + outcome.verdict.revenants + outcome.verdict.backwards)
     });
-    report.text(&format!("{readings} readings in all; {wrong} records with a wrong one."));
+    let sum = format!("{readings} readings in all; {wrong} records with a wrong one.");
+    report.text(&sum);
+    if wrong > 0 {
+        report.fail(sum);
+    }
     Ok(report)
 }
 

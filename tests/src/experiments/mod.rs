@@ -1,4 +1,4 @@
-//! Experiments: longer than a test, and they judge nothing. Each ends in a report with tables, plots and figures.
+//! Experiments: longer than a test, and they judge nothing but what must never be. Each ends in a report with tables, plots and figures.
 
 mod accuracy;
 mod accuracy_lab;
@@ -93,5 +93,6 @@ pub fn run(name: Option<&str>, out: Option<&Path>, options: &Options) -> Result<
     let report = (experiment.run)(options)?;
     report.write(&out, name, options.quick)?;
     println!("{}\nThis report, its plots and figures.json are in {}", report.markdown(), out.display());
+    ensure!(report.failure().is_none(), "{}", report.failure().unwrap_or_default());
     Ok(())
 }
