@@ -262,7 +262,14 @@ fn take_away(victim: &Victim) -> Result<()> {
     let Victim { host, guest, .. } = victim;
     victim.act("torn down")?;
     // Linux asks Xen once a second whether the grant can be ended. It cannot.
-    guest.run("sleep 3; radclock now").context("from a page that is the guest's alone")?;
+    let bound = || -> Result<u64> {
+        let said: serde_json::Value = serde_json::from_str(&guest.run("radclock --json now")?)?;
+        said["max_error_ns"].as_u64().context("no bound")
+    };
+    let before = bound().context("from a page that is about to be the guest's alone")?;
+    guest.run("sleep 3")?;
+    let after = bound().context("from a page that is the guest's alone")?;
+    ensure!(after > before, "nobody renews the clock, and its bound stays {after} ns");
     victim.offer_in_vain("page-ref", NEVER_GRANTED, "mapping page-ref 4294967295")?;
     victim.ensure_not_connected()?;
     host.run("sleep 3")?;
