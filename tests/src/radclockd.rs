@@ -72,6 +72,6 @@ impl Host {
 
     /// What the daemon logged, all starts together.
     pub fn radclockd_log(&self) -> Result<String> {
-        self.run(&format!("cat {LOG}"))
+        self.run(&format!("touch {LOG}; cat {LOG}"))
     }
 }
