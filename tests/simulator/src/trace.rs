@@ -51,9 +51,17 @@ impl Trace {
         (self.min_delays.0 - self.min_delays.1) / 2.0
     }
 
-    /// Half of the smallest round trip, s.
+    /// What the packets were on their way, s, without the first exchange, which may be cut off at its beginning in a given trace.
+    pub fn round_trips(&self) -> impl Iterator<Item = f64> {
+        let round_trip =
+            |line: &Line| (line.received.since(line.sent) - line.stamp.te.since(line.stamp.tb)).as_secs_f64();
+        self.lines.iter().skip(1).map(round_trip)
+    }
+
+    /// Half of the smallest round trip, s: that of the path at first, or of one that became shorter.
     pub fn half_round_trip(&self) -> f64 {
-        (self.min_delays.0 + self.min_delays.1) / 2.0
+        let trips = self.round_trips().fold(f64::INFINITY, f64::min);
+        trips.min(self.min_delays.0 + self.min_delays.1) / 2.0
     }
 
     /// From when on a clock is scored, s after the first exchange: 2 h, or 10 min where there is no more than that.

@@ -324,13 +324,8 @@ fn kinds(outcomes: &[&Outcome]) -> Table {
     ]);
     for outcome in outcomes {
         let trace = &outcome.run.trace;
-        let trip = |line: &simulator::trace::Line| {
-            line.received.since(line.sent).as_secs_f64() - line.stamp.te.since(line.stamp.tb).as_secs_f64()
-        };
-        let mut trips: Vec<f64> = trace.lines.iter().map(|line| (trip(line)) * 1e6).collect();
+        let mut trips: Vec<f64> = trace.round_trips().map(|trip| trip * 1e6).collect();
         trips.sort_by(f64::total_cmp);
-        // The first stamp of a given trace may be cut off at its beginning.
-        trips.retain(|trip| *trip > outcome.half_round_trip_us / 2.0);
         let excess = |share| percentile(&trips, share) - trips[0];
         let deviations = counter_deviation(trace);
         let deviation = |interval: f64| {

@@ -49,7 +49,7 @@ const REPEATS: usize = 150;
 const LINES: usize = 10;
 const SECONDS: f64 = 5.0;
 /// A program's attempt to read the clock, in emulation, with the start of its process.
-const READ_LIMIT_MS: u64 = 2_000;
+const READ_LIMIT_MS: u64 = 10_000;
 
 /// An offer with a node that is wrong.
 #[derive(Debug)]
