@@ -163,6 +163,33 @@ impl Filter {
 
     /// Lets time pass (or takes it back, when two exchanges overlap).
     pub(super) fn predict(&mut self, step: &Step) {
+        if self.has_cycle() {
+            self.turn(step);
+        } else {
+            self.mean[THETA] += step.secs * self.mean[RATE];
+            for row in &mut self.cov[..CYCLE] {
+                row[THETA] += step.secs * row[RATE];
+            }
+            self.cov[THETA][THETA] += step.secs * self.cov[RATE][THETA];
+            for other in RATE..CYCLE {
+                self.cov[THETA][other] = self.cov[other][THETA];
+            }
+        }
+        let (q, dt, t) = (self.assumed.wander, step.secs, step.secs.abs());
+        self.cov[THETA][THETA] += q * t * t * t / 3.0 + PHASE_WANDER * t;
+        let cross = q * t * dt / 2.0;
+        self.cov[THETA][RATE] += cross;
+        self.cov[RATE][THETA] += cross;
+        self.cov[RATE][RATE] += q * t;
+    }
+
+    /// Without one its two states are zero, and so is all that they have to do with the others.
+    fn has_cycle(&self) -> bool {
+        self.assumed.cycle != 0.0
+    }
+
+    /// What time does to a state with a cycle.
+    fn turn(&mut self, step: &Step) {
         let advance = |state: &mut [f64; STATES]| {
             let [cycle, swing] = [state[CYCLE], state[SWING]];
             state[THETA] += step.secs * state[RATE] + step.cycle * cycle + step.swing * swing;
@@ -186,13 +213,6 @@ impl Filter {
         self.cov[SWING][SWING] += square * step.forgets[1];
         self.cov[THETA][CYCLE] += square * step.forgets[2];
         self.cov[CYCLE][THETA] += square * step.forgets[2];
-
-        let (q, dt, t) = (self.assumed.wander, step.secs, step.secs.abs());
-        self.cov[THETA][THETA] += q * t * t * t / 3.0 + PHASE_WANDER * t;
-        let cross = q * t * dt / 2.0;
-        self.cov[THETA][RATE] += cross;
-        self.cov[RATE][THETA] += cross;
-        self.cov[RATE][RATE] += q * t;
     }
 
     /// The delay above the smallest that a measurement (s, with the host's noise, s²) in a direction amounts to.
@@ -212,18 +232,28 @@ impl Filter {
         let delay = &mut self.delays[direction as usize];
         let posterior = delay.posterior(prior);
         delay.learn(&posterior);
+        if self.has_cycle() {
+            self.correct::<STATES>(direction, prior, posterior.excess);
+        } else {
+            self.correct::<CYCLE>(direction, prior, posterior.excess);
+        }
+        posterior.log_evidence
+    }
+
+    /// Carries what became of an excess back to the first so many states.
+    fn correct<const SOME: usize>(&mut self, direction: Direction, prior: Normal, posterior: Normal) {
         let (sign, d) = (direction.sign(), direction.delay_state());
-        let gain = self.cov.map(|row| (sign * row[THETA] + row[d]) / prior.variance);
+        let gain: [f64; SOME] =
+            core::array::from_fn(|state| (sign * self.cov[state][THETA] + self.cov[state][d]) / prior.variance);
         // The excess falls when the state rises: hence prior minus posterior.
-        let moved = prior.mean - posterior.excess.mean;
-        let widened = posterior.excess.variance - prior.variance;
-        for (i, row) in self.cov.iter_mut().enumerate() {
+        let moved = prior.mean - posterior.mean;
+        let widened = posterior.variance - prior.variance;
+        for (i, row) in self.cov[..SOME].iter_mut().enumerate() {
             self.mean[i] += gain[i] * moved;
             for (cov, other) in row.iter_mut().zip(gain) {
                 *cov += gain[i] * other * widened;
             }
         }
-        posterior.log_evidence
     }
 
     /// Learns how long delays are, and nothing else.
