@@ -159,9 +159,14 @@ impl Clock {
             counter,
             time: self.time_at(counter),
             max_error_nanos: self.max_error_at(counter).ceil_nanos().unsigned_abs(),
-            period_max_error: self.period_max_error.saturating_add(self.period.frac >> FREE_SHIFT),
+            period_max_error: self.free_period_max_error(),
             ..*self
         }
+    }
+
+    /// The bound on the error of the period where nobody confirms the clock.
+    pub(crate) const fn free_period_max_error(&self) -> u64 {
+        self.period_max_error.saturating_add(self.period.frac >> FREE_SHIFT)
     }
 
     /// The bound on the error of the period, s a count.

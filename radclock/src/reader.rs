@@ -257,9 +257,7 @@ impl Page {
     ///
     /// Any [`ReadError`] but [`ReadError::Busy`], [`ReadError::Disrupted`] and [`ReadError::Backwards`].
     pub fn reading_at(&self, counter: Counter) -> Result<Reading, ReadError> {
-        let view = View { abi: self.abi, ext: self.ext };
-        view.abi.check_layout()?;
-        view.reading(counter, Span::MAX)
+        self.view()?.reading(counter, Span::MAX)
     }
 
     /// The parameters, for a conversion of one's own.
@@ -268,9 +266,12 @@ impl Page {
     ///
     /// Any [`ReadError`] but [`ReadError::Busy`], [`ReadError::Disrupted`] and [`ReadError::Backwards`].
     pub fn parameters(&self) -> Result<Parameters, ReadError> {
-        let view = View { abi: self.abi, ext: self.ext };
-        view.abi.check_layout()?;
-        view.parameters()
+        self.view()?.parameters()
+    }
+
+    fn view(&self) -> Result<View, ReadError> {
+        self.abi.check_layout()?;
+        Ok(View { abi: self.abi, ext: self.ext })
     }
 }
 
@@ -362,7 +363,8 @@ impl View {
         }
         let mut clock = abi.clock()?;
         if self.ext.is_known(abi.size.get()) && self.ext.valid_nanos.get() > 0 {
-            clock.period_max_error = clock.period_max_error.saturating_add((clock.period.frac >> FREE_SHIFT) + 1);
+            // One more for what is rounded down there.
+            clock.period_max_error = clock.free_period_max_error().saturating_add(1);
         }
         let at = self.leap(clock.time, clock.max_error_at(clock.counter))?;
         clock.time = at.time;

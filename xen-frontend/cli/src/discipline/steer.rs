@@ -313,7 +313,7 @@ impl Steering {
     }
 
     /// The leap second that the kernel was told of last.
-    pub fn pending_leap(&self) -> Leap {
+    fn pending_leap(&self) -> Leap {
         self.applied.map_or(Leap::None, |applied| applied.leap)
     }
 
