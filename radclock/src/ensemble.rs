@@ -278,7 +278,9 @@ impl Ensemble {
 
     fn views(&self, now: Counter) -> Vec<View> {
         let view = |(server, Server { sync, .. }): (usize, &Server)| {
-            let clock = sync.claim_at(now)?;
+            let is_fresh = sync.status(now) == Status::Synchronized;
+            let claim = sync.claim()?;
+            let clock = if is_fresh { claim } else { claim.free_running(sync.valid_nanos(), now) };
             let (time, error) = clock.reading_at(now)?;
             Some(View {
                 server,
@@ -286,7 +288,7 @@ impl Ensemble {
                 error,
                 period: clock.period.as_secs_f64(),
                 period_error: clock.period_error(),
-                is_fresh: sync.status(now) == Status::Synchronized,
+                is_fresh,
             })
         };
         self.servers.iter().enumerate().filter_map(view).collect()
@@ -476,11 +478,16 @@ impl Server {
 fn intersection<T: PartialOrd + Copy>(intervals: &[(T, T)], votes: usize) -> Option<(T, T)> {
     let covers = |point: T| intervals.iter().filter(|(low, high)| *low <= point && point <= *high).count();
     // A region begins where some interval begins, and ends where some ends.
-    let starts = intervals.iter().map(|&(low, _)| low).filter(|&point| covers(point) >= votes);
-    let ends = intervals.iter().map(|&(_, high)| high).filter(|&point| covers(point) >= votes);
-    let low = starts.reduce(|a, b| if b < a { b } else { a })?;
-    let high = ends.reduce(|a, b| if b > a { b } else { a })?;
-    Some((low, high))
+    let (mut low, mut high) = (None, None);
+    for &(start, end) in intervals {
+        if low.is_none_or(|low| start < low) && covers(start) >= votes {
+            low = Some(start);
+        }
+        if high.is_none_or(|high| end > high) && covers(end) >= votes {
+            high = Some(end);
+        }
+    }
+    low.zip(high)
 }
 
 /// Weights that add up to 1, from the bounds: a server with half the bound has four times the weight. None has more

@@ -33,8 +33,8 @@ const HOPELESS: f64 = 300.0;
 const WOKEN: usize = 3;
 /// How closely a delay is known that only teaches the delay models, s².
 const LEARNT_VARIANCE: f64 = 1e-12;
-/// A weight that is not worth the arithmetic.
-const NEGLIGIBLE: f64 = 1e-4;
+/// A filter whose evidence lags by so much has a ten-thousandth of the best one's weight, which is not worth the arithmetic.
+const NEGLIGIBLE: f64 = 36.8;
 /// Two rises or falls that differ by less than so many standard deviations are one of both directions.
 const TOGETHER_SIGMAS: f64 = 1.2;
 
@@ -139,15 +139,7 @@ impl Bank {
         });
         let mut total = 0.0;
         for member in &mut self.members {
-            member.weight = (TRUST * (member.evidence - best)).exp();
-            total += member.weight;
-        }
-        let least = NEGLIGIBLE * total;
-        total = 0.0;
-        for member in &mut self.members {
-            if member.weight < least {
-                member.weight = 0.0;
-            }
+            member.weight = weight(best - member.evidence);
             total += member.weight;
         }
         for member in &mut self.members {
@@ -231,7 +223,7 @@ impl Bank {
     pub(super) fn rate_without_cycle(&self) -> Normal {
         let plain = || self.members.iter().filter(|member| member.filter.assumed().cycle == 0.0);
         let Some(best) = plain().map(|member| member.evidence).max_by(f64::total_cmp) else { return self.rate() };
-        combine(plain().map(|member| ((TRUST * (member.evidence - best)).exp(), member.filter.rate())))
+        combine(plain().map(|member| (weight(best - member.evidence), member.filter.rate())))
     }
 
     /// The smallest round trip, s.
@@ -284,6 +276,11 @@ impl Bank {
 /// Filters with these cycles.
 fn cycling(cycles: &[(f64, f64)]) -> impl Iterator<Item = Assumed> {
     cycles.iter().flat_map(|&(cycle, wander)| CYCLE_NOISES.map(|noise| Assumed { wander, noise, cycle }))
+}
+
+/// The weight of a filter whose evidence lags by so much, in units of the best one's.
+fn weight(lag: f64) -> f64 {
+    if lag > NEGLIGIBLE { 0.0 } else { (-TRUST * lag).exp() }
 }
 
 /// Mean and variance of a mixture.

@@ -63,39 +63,56 @@ impl Delay {
         // Everything is relative to the normal density at zero where that is the largest there is.
         let (log_scale, at_zero) =
             if place > 0.0 { (0.0, (-0.5 * place * place).exp()) } else { (-0.5 * place * place, 1.0) };
+        let ratios = RATES.map(|rate| sigma * rate);
+        // Longer than these exponentials the delay is predicted to be, and those are cut off far from where they matter.
+        let longer = ratios.iter().take_while(|&&ratio| ratio >= place).count();
+        let mut scaled = [0.0; COMPONENTS];
+        let mut means = [0.0; COMPONENTS];
+        let mut variances = [0.0; COMPONENTS];
+        for k in 0..longer {
+            let cut = ratios[k] - place;
+            let tail = Tail::beyond(cut);
+            means[k] = tail.mean;
+            variances[k] = tail.variance;
+            scaled[k] = at_zero * INV_SQRT_TAU / (tail.mean + cut);
+        }
+        // From one scale to the next shorter one the exponential is raised to the fourth power, and what blurs it to the sixteenth.
+        let (mut fall, mut lift) = (0.0, 0.0);
+        for k in (longer..COMPONENTS).rev() {
+            let ratio = ratios[k];
+            if ratio > SHORT {
+                // An exponential so much shorter than the delay had nothing to do with it, nor have those shorter still.
+                scaled[..longer].fill(0.0);
+                break;
+            }
+            let cut = ratio - place;
+            let blur = 0.5 * ratio * ratio;
+            if k == COMPONENTS - 1 {
+                (fall, lift) = ((-prior.mean * RATES[k]).exp(), blur.exp());
+            } else {
+                fall = to_the_fourth(fall);
+                // Anew as long as that is exact, since each power takes errors along.
+                lift = if blur < 1e-3 { small_exp(blur) } else { to_the_fourth(to_the_fourth(lift)) };
+            }
+            let whole = fall * lift;
+            if cut < -CERTAIN {
+                (scaled[k], means[k], variances[k]) = (whole, -cut, 1.0);
+            } else {
+                let off = at_zero * INV_SQRT_TAU;
+                let beyond = Tail::beyond(-cut).mean - cut;
+                scaled[k] = (whole - off / beyond).max(f64::MIN_POSITIVE);
+                let hazard = off / scaled[k];
+                means[k] = hazard - cut;
+                variances[k] = 1.0 - hazard * means[k];
+            }
+        }
         let mut shares = [0.0; COMPONENTS];
-        let mut parts = [Tail { mean: 0.0, variance: 0.0 }; COMPONENTS];
         let mut total = 0.0;
         let mut first = 0.0;
-        // From one scale to the next shorter one the exponential is raised to the fourth power.
-        let mut fall = (-prior.mean.max(0.0) * RATES[COMPONENTS - 1]).exp();
-        for k in (0..COMPONENTS).rev() {
-            let ratio = sigma * RATES[k];
-            let cut = ratio - place;
-            let (scaled, tail) = if cut >= 0.0 {
-                let tail = Tail::beyond(cut);
-                (at_zero * tail.probability(cut), tail)
-            } else if ratio > SHORT {
-                // An exponential so much shorter than the delay had nothing to do with it, nor have those shorter still.
-                break;
-            } else {
-                let whole = fall * lift(0.5 * ratio * ratio);
-                if cut < -CERTAIN {
-                    (whole, Tail { mean: -cut, variance: 1.0 })
-                } else {
-                    let scaled = (whole - at_zero * Tail::beyond(-cut).probability(-cut)).max(f64::MIN_POSITIVE);
-                    let hazard = INV_SQRT_TAU * at_zero / scaled;
-                    let mean = hazard - cut;
-                    (scaled, Tail { mean, variance: 1.0 - hazard * mean })
-                }
-            };
-            let share = self.weights[k] * RATES[k] * scaled;
-            shares[k] = share;
-            parts[k] = tail;
-            total += share;
-            first += share * tail.mean;
-            fall *= fall;
-            fall *= fall;
+        for k in 0..COMPONENTS {
+            shares[k] = self.weights[k] * RATES[k] * scaled[k];
+            total += shares[k];
+            first += shares[k] * means[k];
         }
         if total <= 0.0 {
             // Longer than any congestion that is modelled: it says nothing.
@@ -104,10 +121,10 @@ impl Delay {
         let inverse = 1.0 / total;
         let mean = first * inverse;
         let mut second = 0.0;
-        for (share, part) in shares.iter_mut().zip(parts) {
-            *share *= inverse;
-            let off = part.mean - mean;
-            second += *share * (part.variance + off * off);
+        for k in 0..COMPONENTS {
+            shares[k] *= inverse;
+            let off = means[k] - mean;
+            second += shares[k] * (variances[k] + off * off);
         }
         let excess = Normal { mean: sigma * mean, variance: prior.variance * second };
         Posterior { log_evidence: total.ln() + log_scale, excess, shares }
@@ -122,8 +139,9 @@ impl Delay {
             *weight = (*weight + gain * (share - *weight)).max(MIN_WEIGHT);
             total += *weight;
         }
+        let inverse = 1.0 / total;
         for weight in &mut self.weights {
-            *weight /= total;
+            *weight *= inverse;
         }
     }
 
@@ -143,9 +161,8 @@ impl Delay {
         let mut sum = 0.0;
         for weight in self.weights.iter().rev() {
             sum += weight * fall;
-            // The next shorter scale's is the fourth power.
-            fall *= fall;
-            fall *= fall;
+            // The next shorter scale's.
+            fall = to_the_fourth(fall);
         }
         sum
     }
@@ -172,13 +189,21 @@ struct Tail {
 const FAR: f64 = 12.0;
 /// Steps of the table below to a standard deviation.
 const FINE: f64 = 16.0;
-/// The mean of a standard normal distribution beyond a cut, above the cut, for each step from 0 to `FAR`.
-static MEANS: [f64; (FAR * FINE) as usize + 2] = {
-    let mut means = [0.0; (FAR * FINE) as usize + 2];
+/// The mean of a standard normal distribution beyond a cut, above the cut, from each step to the next: a cubic in the part of
+/// the step, which goes through both ends smoothly.
+static MEANS: [[f64; 4]; (FAR * FINE) as usize + 1] = {
+    /// The mean beyond a cut, and what it rises by within a step there: the derivative follows from the value.
+    const fn at(cut: f64) -> (f64, f64) {
+        let mean = INV_SQRT_TAU / (0.5 * scaled_erfc(cut * core::f64::consts::FRAC_1_SQRT_2)) - cut;
+        (mean, ((mean + cut) * mean - 1.0) / FINE)
+    }
+    let mut means = [[0.0; 4]; (FAR * FINE) as usize + 1];
     let mut step = 0;
     while step < means.len() {
-        let cut = step as f64 / FINE;
-        means[step] = INV_SQRT_TAU / (0.5 * scaled_erfc(cut * core::f64::consts::FRAC_1_SQRT_2)) - cut;
+        let (left, start) = at(step as f64 / FINE);
+        let (right, end) = at((step + 1) as f64 / FINE);
+        let rise = right - left;
+        means[step] = [left, start, 3.0 * rise - 2.0 * start - end, start + end - 2.0 * rise];
         step += 1;
     }
     means
@@ -186,6 +211,7 @@ static MEANS: [f64; (FAR * FINE) as usize + 2] = {
 
 impl Tail {
     /// Beyond a cut that is not negative.
+    #[inline(always)]
     fn beyond(cut: f64) -> Tail {
         if cut >= FAR {
             let inverse = 1.0 / cut;
@@ -198,25 +224,20 @@ impl Tail {
         let place = cut * FINE;
         let step = place as usize;
         let t = place - step as f64;
-        let (left, right) = (MEANS[step], MEANS[step + 1]);
-        // The derivative follows from the value, so a cubic goes through both neighbours smoothly.
-        let slope = |mean: f64, cut: f64| ((mean + cut) * mean - 1.0) / FINE;
-        let from = step as f64 / FINE;
-        let (start, end) = (slope(left, from), slope(right, from + 1.0 / FINE));
-        let rise = right - left;
-        let mean = left + t * (start + t * (3.0 * rise - 2.0 * start - end + t * (start + end - 2.0 * rise)));
+        let [mean, first, second, third] = MEANS[step];
+        let mean = mean + t * (first + t * (second + t * third));
         Tail { mean, variance: 1.0 - (mean + cut) * mean }
-    }
-
-    /// The probability beyond the cut that this tail belongs to, times `exp(cut²/2)`.
-    fn probability(&self, cut: f64) -> f64 {
-        INV_SQRT_TAU / (self.mean + cut)
     }
 }
 
-/// `exp(x)`, mostly for an `x` that is all but zero.
-fn lift(x: f64) -> f64 {
-    if x < 1e-3 { 1.0 + x * (1.0 + x * (0.5 + x * (1.0 / 6.0))) } else { x.exp() }
+/// `exp(x)` for `0 ≤ x < 1e-3`, exactly.
+fn small_exp(x: f64) -> f64 {
+    1.0 + x * (1.0 + x * (0.5 + x * (1.0 / 6.0 + x * (1.0 / 24.0))))
+}
+
+fn to_the_fourth(x: f64) -> f64 {
+    let square = x * x;
+    square * square
 }
 
 /// `exp(x²)·erfc(x)` for `x ≥ 0`, to 1e-8: a Chebyshev fit of `(1 + 2x)·exp(x²)·erfc(x)` in `(x − 3.75)/(x + 3.75)`,

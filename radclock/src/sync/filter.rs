@@ -200,13 +200,13 @@ impl Filter {
         for row in &mut self.cov {
             advance(row);
         }
-        // The columns, as the covariance is symmetric once more after this.
-        let mut columns = self.cov;
-        for (i, column) in columns.iter_mut().enumerate() {
-            *column = self.cov.map(|row| row[i]);
-            advance(column);
+        // The same down the columns, all of them at a time.
+        for i in 0..STATES {
+            let [cycle, swing] = [self.cov[CYCLE][i], self.cov[SWING][i]];
+            self.cov[THETA][i] += step.secs * self.cov[RATE][i] + step.cycle * cycle + step.swing * swing;
+            self.cov[CYCLE][i] = step.cos * cycle + step.sin * swing;
+            self.cov[SWING][i] = step.cos * swing - step.sin * cycle;
         }
-        self.cov = columns;
         let square = self.assumed.cycle * self.assumed.cycle;
         self.cov[THETA][THETA] += square * step.forgets[0];
         self.cov[CYCLE][CYCLE] += square * step.forgets[1];

@@ -254,16 +254,9 @@ impl Synchroniser {
 
     /// The same at a counter reading: its bound grows faster once it is free-running.
     pub fn clock_at(&self, now: Counter) -> Option<Clock> {
-        self.clock().map(|clock| self.free_running(clock, now))
-    }
-
-    /// [`Synchroniser::claim`], likewise.
-    pub fn claim_at(&self, now: Counter) -> Option<Clock> {
-        self.claim().map(|clock| self.free_running(clock, now))
-    }
-
-    fn free_running(&self, clock: Clock, now: Counter) -> Clock {
-        if self.status(now) == Status::Freerunning { clock.free_running(self.valid_nanos(), now) } else { clock }
+        let clock = self.clock()?;
+        let is_free = self.status(now) == Status::Freerunning;
+        Some(if is_free { clock.free_running(self.valid_nanos(), now) } else { clock })
     }
 
     /// What the server says now: the clock without the doubt that another was given up for it less than an hour ago.

@@ -122,6 +122,8 @@ impl Watch {
         let mut lowest = f64::INFINITY;
         let mut lowest_each = [f64::INFINITY; 2];
         let mut sums = [0.0; 2];
+        // For the lowest one so far.
+        let (mut known, mut log) = (f64::INFINITY, 0.0);
         for (index, recent) in self.recent.iter().enumerate() {
             let count = index + 1;
             span += recent.secs;
@@ -137,8 +139,10 @@ impl Watch {
                 continue;
             }
             // One direction's delay alone makes a long round trip far more often than both together.
-            let either: f64 = Direction::BOTH.iter().map(|&direction| bank.tail(direction, lowest)).sum();
-            let log = either.min(1.0).ln();
+            if lowest < known {
+                let either: f64 = Direction::BOTH.iter().map(|&direction| bank.tail(direction, lowest)).sum();
+                (known, log) = (lowest, either.min(1.0).ln());
+            }
             if log < HIDDEN_EACH && count as f64 * log < HIDDEN {
                 self.is_hidden = true;
             }
