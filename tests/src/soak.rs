@@ -22,6 +22,11 @@ const VISITORS: usize = 3;
 /// One more than the guests need: while a page is exchanged, its guest has two.
 const PAGES: usize = VISITORS + 2 + 3;
 
+/// What the daemon may hold for the guests that are there and by its allocator more than for none, however long it has run: memory, KiB…
+const HELD_KIB: u64 = 1024;
+/// …and open files, some for each page and the sockets of the poll that is under way.
+const HELD_FILES: usize = 4 * PAGES;
+
 /// What can happen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Event {
@@ -88,6 +93,13 @@ pub fn run(lab: &Lab, duration: Duration, seed: u64) -> Result<()> {
     ensure_no_complaint(&host)?;
     before.await_again(&host).context("something is left behind")?;
     println!("nobody complained, and nothing is left behind.\nbefore: {before}\nafter: {}", Footprint::of(&host)?);
+    let (memory, files) = tally.held;
+    ensure!(memory <= before.memory + HELD_KIB, "the daemon grew to {memory} KiB: it began with {}", before.memory);
+    ensure!(
+        files <= before.files + HELD_FILES,
+        "the daemon came to {files} open files: it began with {}",
+        before.files
+    );
     ensure_decided(tally.undecided, tally.records)?;
     ensure!(tally.wrong == 0, "{} records of readings were wrong", tally.wrong);
     Ok(())
