@@ -16,7 +16,7 @@ use crate::report::Table;
 use crate::{Lab, demo, payload, wait};
 
 /// What saves guests and talks to the server must not starve because the guests are busy.
-const DOM0_WEIGHT: &str = "xl sched-credit2 -d Domain-0 -w 2048";
+pub(crate) const DOM0_WEIGHT: &str = "xl sched-credit2 -d Domain-0 -w 2048";
 
 /// How long a guest's clock may take to run free without a server, s: eight polls and at least 64 s, and what a busy machine adds.
 const FREERUNNING_LIMIT: u64 = 90;
@@ -223,8 +223,8 @@ impl Fault {
 /// What was read in one guest while one fault lasted, and until the clock was as before.
 #[derive(Debug, Serialize)]
 pub struct Outcome {
-    /// What went wrong.
-    pub fault: &'static str,
+    /// What went wrong, one after the other.
+    pub fault: String,
     /// For how long, s.
     pub seconds: u64,
     /// The guest's kind.
@@ -246,24 +246,28 @@ pub struct Outcome {
     pub verdict: Verdict,
 }
 
-/// Lets all of it happen.
-pub fn run(lab: &Lab, quick: bool) -> Result<Vec<Outcome>> {
+/// Lets all of it happen. So many faults `together` share a pair of readers, and an outcome each.
+pub fn run(lab: &Lab, quick: bool, together: usize) -> Result<Vec<Outcome>> {
     let host = lab.boot()?;
     let scene = Scene::begin(&host)?.with_guests()?;
     let mut outcomes = Vec::new();
-    for fault in FAULTS {
-        // A log of all faults would take longer to fetch than a guest is waited for.
+    // A log of all faults would take longer to fetch than a guest is waited for.
+    for faults in FAULTS.chunks(together) {
         let readers = scene.read()?;
-        let step = Step::begin(format!("Fault: {} ({} s)", fault.name, fault.duration(quick).as_secs()));
-        let suffered = scene.suffer(fault, quick);
-        suffered.with_context(|| host.radclockd_log().unwrap_or_default()).with_context(|| fault.name)?;
+        for fault in faults {
+            let step = Step::begin(format!("Fault: {} ({} s)", fault.name, fault.duration(quick).as_secs()));
+            let suffered = scene.suffer(fault, quick);
+            suffered.with_context(|| host.radclockd_log().unwrap_or_default()).with_context(|| fault.name)?;
+            step.done();
+        }
+        let names = faults.iter().map(|fault| fault.name).collect::<Vec<_>>().join("; ");
         for (guest, reader) in scene.guests.iter().zip(readers) {
             let verdict = reader.stop(guest)?.judge(guest.kind())?;
             // A long run that fails has shown what it has.
-            say!("{}, {}: {verdict}", fault.name, guest.name());
+            say!("{names}, {}: {verdict}", guest.name());
             outcomes.push(Outcome {
-                fault: fault.name,
-                seconds: fault.duration(quick).as_secs(),
+                fault: names.clone(),
+                seconds: faults.iter().map(|fault| fault.duration(quick).as_secs()).sum(),
                 guest: guest.kind().name(),
                 readings: verdict.readings,
                 wrong: verdict.wrong,
@@ -274,7 +278,6 @@ pub fn run(lab: &Lab, quick: bool) -> Result<Vec<Outcome>> {
                 verdict,
             });
         }
-        step.done();
     }
     Ok(outcomes)
 }
@@ -288,7 +291,7 @@ pub fn table(outcomes: &[Outcome]) -> Table {
         let micros = |nanos: u64| format!("{:.0} µs", nanos as f64 / 1e3);
         let bound = if outcome.readings == 0 { "-".to_owned() } else { micros(outcome.largest_bound_ns) };
         table.row([
-            outcome.fault.to_owned(),
+            outcome.fault.clone(),
             outcome.seconds.to_string(),
             outcome.guest.to_owned(),
             outcome.readings.to_string(),

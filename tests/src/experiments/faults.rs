@@ -12,7 +12,7 @@ use crate::{Lab, faults};
 /// Runs it.
 pub fn run(options: &Options) -> Result<Report> {
     let lab = Lab::prepare(Parts::All)?;
-    let outcomes = faults::run(&lab, options.quick)?;
+    let outcomes = faults::run(&lab, options.quick, 1)?;
     let mut report = Report::new("What goes wrong around the clock", &outcomes)?;
     report.text(
         "One emulated Xen host with a PV and a PVH guest of two virtual CPUs each. A process in each guest reads the clock as \
@@ -35,10 +35,10 @@ pub fn run(options: &Options) -> Result<Report> {
 
 /// What each fault did to the errors and bounds of both guests.
 fn plot(outcomes: &[Outcome]) -> Plot {
-    let mut names: Vec<String> = outcomes.iter().map(|outcome| outcome.fault.to_owned()).collect();
+    let mut names: Vec<String> = outcomes.iter().map(|outcome| outcome.fault.clone()).collect();
     names.dedup();
     let series = |label: &str, colour, nanos: fn(&Outcome) -> u64| {
-        let place = |outcome: &Outcome| names.iter().position(|name| name == outcome.fault);
+        let place = |outcome: &Outcome| names.iter().position(|name| *name == outcome.fault);
         let read = outcomes.iter().filter(|outcome| outcome.readings > 0);
         let points = read.filter_map(|outcome| Some((nanos(outcome) as f64 / 1e3, place(outcome)? as f64))).collect();
         Series { label: label.to_owned(), mark: Mark::Dots, colour, points }

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 
 use super::footprint::{Footprint, ensure_no_complaint, ensure_no_complaint_in};
+use crate::faults::DOM0_WEIGHT;
 use crate::guest::{Guest, Kind};
 use crate::host::{COMMAND_LIMIT, Host};
 use crate::progress::say;
@@ -41,7 +42,7 @@ impl<'host> Scene<'host> {
         // A guest that boots beside a reader takes long: the host has one CPU.
         guests.iter().try_for_each(Guest::await_synchronized)?;
         // What saves them must not starve because they are busy.
-        host.run("xl sched-credit2 -d Domain-0 -w 2048")?;
+        host.run(DOM0_WEIGHT)?;
         let readers = guests.iter().map(|guest| Reader::start(guest, &[host])).collect::<Result<_>>()?;
         stay()?;
         Ok(Scene { host, before, guests, readers })
