@@ -64,12 +64,13 @@ impl Delay {
         let (log_scale, at_zero) =
             if place > 0.0 { (0.0, (-0.5 * place * place).exp()) } else { (-0.5 * place * place, 1.0) };
         let ratios = RATES.map(|rate| sigma * rate);
-        // Longer than these exponentials the delay is predicted to be, and those are cut off far from where they matter.
-        let longer = ratios.iter().take_while(|&&ratio| ratio >= place).count();
+        // An exponential moves the prediction down by the square of its deviation over the scale. These, the shortest, move it
+        // below zero: what remains is a tail. Of what the others leave, zero cuts off the smaller part.
+        let below = ratios.iter().take_while(|&&ratio| ratio >= place).count();
         let mut scaled = [0.0; COMPONENTS];
         let mut means = [0.0; COMPONENTS];
         let mut variances = [0.0; COMPONENTS];
-        for k in 0..longer {
+        for k in 0..below {
             let cut = ratios[k] - place;
             let tail = Tail::beyond(cut);
             means[k] = tail.mean;
@@ -78,11 +79,11 @@ impl Delay {
         }
         // From one scale to the next shorter one the exponential is raised to the fourth power, and what blurs it to the sixteenth.
         let (mut fall, mut lift) = (0.0, 0.0);
-        for k in (longer..COMPONENTS).rev() {
+        for k in (below..COMPONENTS).rev() {
             let ratio = ratios[k];
             if ratio > SHORT {
                 // An exponential so much shorter than the delay had nothing to do with it, nor have those shorter still.
-                scaled[..longer].fill(0.0);
+                scaled[..below].fill(0.0);
                 break;
             }
             let cut = ratio - place;
