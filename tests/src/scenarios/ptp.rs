@@ -23,11 +23,9 @@ pub fn guests_have_the_time_of_a_ptp_hardware_clock(lab: &Lab) -> Result<()> {
     let mut timeline = Timeline::default();
     timeline.mark(BRACKETS);
     let guests = demo::synchronise(&host)?;
-    let dom0 = measure(&host, &[])?.remove(0);
-    let over_ntp = guests.iter().map(|guest| max_error_ns(&guest.run("radclock now --json")?));
-    let over_ntp = over_ntp.collect::<Result<Vec<_>>>()?;
+    let over_ntp = measure(&host, &guests)?;
     timeline.mark(BRACKETS);
-    load(&host, &timeline, dom0.truth.counter_offset)?;
+    load(&host, &timeline, over_ntp[0].truth.counter_offset)?;
 
     let clock = format!("[[phc]]\ndevice = \"/dev/ptp0\"\ntimescale = \"utc\"\naccuracy = {ACCURACY}\n");
     for configuration in [format!("{clock}\n[guests]\noffer = \"all\"\n"), format!("{}\n{clock}", host.configuration())]
@@ -39,10 +37,10 @@ pub fn guests_have_the_time_of_a_ptp_hardware_clock(lab: &Lab) -> Result<()> {
         // Dom0's bound is as wide as Xen's system time is off its line by the TSC, which in emulation comes and goes.
         wait::until("a bound of Dom0's narrower than over NTP", COMMAND_LIMIT, || {
             let bound = host.run("radclock now --json").and_then(|said| max_error_ns(&said));
-            Ok(bound.is_ok_and(|bound| bound < dom0.bound_ns).then_some(()))
+            Ok(bound.is_ok_and(|bound| bound < over_ntp[0].bound_ns).then_some(()))
         })?;
-        for (ptp, ntp) in measure(&host, &guests)?.iter().skip(1).zip(&over_ntp) {
-            ensure!(ptp.bound_ns < *ntp, "{}: {} ns, and {ntp} over NTP", ptp.name, ptp.bound_ns);
+        for (ptp, ntp) in measure(&host, &guests)?.iter().zip(&over_ntp).skip(1) {
+            ensure!(ptp.bound_ns < ntp.bound_ns, "{}: {} ns, and {} over NTP", ptp.name, ptp.bound_ns, ntp.bound_ns);
         }
         let servers = host.run("radclock-ctl servers")?;
         ensure!(servers.contains("/dev/ptp0"), "{servers}");
