@@ -76,8 +76,10 @@ scenarios! {
         faults::no_reading_is_wrong_whatever_goes_wrong_around_the_clock,
         mistakes::each_mistake_is_told_in_one_line,
         hostile_backend::a_broken_backend_gives_no_time_and_does_no_harm,
+        suspend::saved_guests_get_the_clock_of_whichever_daemon_is_there,
         suspend::restored_guests_have_the_clock_that_the_daemon_has,
         suspend::guests_that_are_held_up_go_on_with_the_clock,
+        suspend::guests_are_saved_and_restored_in_the_midst_of_page_updates,
     }
     Pair {
         migration::no_reading_is_wrong_while_guests_migrate_under_load,

@@ -43,16 +43,9 @@ impl<'host> Scene<'host> {
         guests.iter().try_for_each(Guest::await_synchronized)?;
         // What saves them must not starve because they are busy.
         host.run(DOM0_WEIGHT)?;
-        let mut scene = Scene { host, before, guests, readers: Vec::new() };
-        scene.read()?;
-        Ok(scene)
-    }
-
-    /// Starts a reader in each guest.
-    fn read(&mut self) -> Result<()> {
-        let readers = self.guests.iter().map(|guest| Reader::start(guest, &[self.host]));
-        self.readers = readers.collect::<Result<_>>()?;
-        stay()
+        let readers = guests.iter().map(|guest| Reader::start(guest, &[host])).collect::<Result<_>>()?;
+        stay()?;
+        Ok(Scene { host, before, guests, readers })
     }
 
     fn save(&self) -> Result<()> {
@@ -127,20 +120,10 @@ pub fn ensure_no_clock(guest: &Guest, seconds: u64) -> Result<()> {
     Ok(())
 }
 
-/// The same daemon's, and another's; none, one that runs free, none, and the clock again.
-pub fn restored_guests_have_the_clock_that_the_daemon_has(lab: &Lab) -> Result<()> {
+/// At once, and after a minute in which another version of the daemon has taken over.
+pub fn saved_guests_get_the_clock_of_whichever_daemon_is_there(lab: &Lab) -> Result<()> {
     let host = lab.boot()?;
     let mut scene = Scene::begin(&host)?;
-    restored_by_another_daemon(&mut scene)?;
-    scene.judge()?;
-    scene.read()?;
-    restored_without_a_clock(&mut scene)?;
-    scene.end()
-}
-
-/// At once, and after a minute in which another version of the daemon has taken over.
-fn restored_by_another_daemon(scene: &mut Scene) -> Result<()> {
-    let host = scene.host;
     scene.save()?;
     scene.restore()?;
     scene.ensure_clock("restored at once")?;
@@ -154,26 +137,28 @@ fn restored_by_another_daemon(scene: &mut Scene) -> Result<()> {
     ensure!(host.radclockd_log()?.contains(&version), "the other version does not run");
     wait::pass(LONG.saturating_sub(saved.elapsed()))?;
     scene.restore()?;
-    scene.ensure_clock("restored after a minute, by another daemon")
+    scene.ensure_clock("restored after a minute, by another daemon")?;
+    scene.end()
 }
 
 /// A daemon that is not there, one that carries on its predecessor's clock, one that has none, and one that gets there in the
 /// end: errors, a clock that runs free, errors, and the clock.
-fn restored_without_a_clock(scene: &mut Scene) -> Result<()> {
-    let host = scene.host;
+pub fn restored_guests_have_the_clock_that_the_daemon_has(lab: &Lab) -> Result<()> {
+    let host = lab.boot()?;
+    let mut scene = Scene::begin(&host)?;
     scene.save()?;
     host.stop_radclockd("KILL")?;
     scene.restore()?;
     scene.ensure_no_clock(5).context("without a daemon")?;
 
-    host.start_radclockd_with(&without_server(host))?;
+    host.start_radclockd_with(&without_server(&host))?;
     for guest in &scene.guests {
         guest.await_state("freerunning", 60).context("with what is left of an earlier daemon's clock")?;
     }
     stay()?;
     host.stop_radclockd("TERM")?;
 
-    start_radclockd_without_clock(host)?;
+    start_radclockd_without_clock(&host)?;
     scene.guests.iter().try_for_each(await_connected)?;
     scene.ensure_no_clock(3).context("with a daemon that is not synchronised")?;
     scene.save()?;
@@ -183,7 +168,8 @@ fn restored_without_a_clock(scene: &mut Scene) -> Result<()> {
     host.stop_radclockd("TERM")?;
 
     host.start_radclockd()?;
-    scene.ensure_clock("with a synchronised daemon")
+    scene.ensure_clock("with a synchronised daemon")?;
+    scene.end()
 }
 
 /// A configuration with a server that does not answer: nobody listens on port 1.
@@ -206,20 +192,10 @@ pub fn await_connected(guest: &Guest) -> Result<()> {
     })
 }
 
-/// By whatever holds up a guest, and while pages are written as fast as that goes.
+/// A checkpoint, a pause, suspends from inside, a migration to the same host.
 pub fn guests_that_are_held_up_go_on_with_the_clock(lab: &Lab) -> Result<()> {
     let host = lab.boot()?;
     let mut scene = Scene::begin(&host)?;
-    held_up(&mut scene)?;
-    scene.judge()?;
-    scene.read()?;
-    saved_and_restored_in_the_midst_of_page_updates(&mut scene)?;
-    scene.end()
-}
-
-/// A checkpoint, a pause, suspends from inside, a migration to the same host.
-fn held_up(scene: &mut Scene) -> Result<()> {
-    let host = scene.host;
     for guest in &scene.guests {
         let image = image(guest);
         host.run(&format!("xl save -c {} {image} && rm {image}", guest.name()))?;
@@ -250,7 +226,8 @@ fn held_up(scene: &mut Scene) -> Result<()> {
     for guest in scene.guests.iter_mut().filter(|guest| guest.kind() == Kind::Pvh) {
         host.run(&format!("xl migrate -s '' {} 'xl migrate-receive'", guest.name()))?;
     }
-    scene.ensure_clock("after a migration to the same host")
+    scene.ensure_clock("after a migration to the same host")?;
+    scene.end()
 }
 
 /// What `radclock now --json` says.
@@ -260,24 +237,27 @@ fn reading(guest: &Guest) -> Result<serde_json::Value> {
 }
 
 /// As fast as Dom0 can write them.
-fn saved_and_restored_in_the_midst_of_page_updates(scene: &mut Scene) -> Result<()> {
+pub fn guests_are_saved_and_restored_in_the_midst_of_page_updates(lab: &Lab) -> Result<()> {
     const ROUNDS: usize = 2;
-    let host = scene.host;
+    let host = lab.boot()?;
+    let mut scene = Scene::begin(&host)?;
+
     let offer_none = host.configuration().replace("offer = \"all\"", "offer = \"none\"");
     host.stop_radclockd("TERM")?;
     host.start_radclockd_with(&offer_none)?;
     host.await_synchronized()?;
-    background(host, "updates", "lab-publisher rapid 600")?;
+    background(&host, "updates", "lab-publisher rapid 600")?;
     for round in 0..ROUNDS {
         scene.ensure_clock("under page updates").with_context(|| format!("round {round}"))?;
         scene.save()?;
         scene.restore()?;
     }
     scene.ensure_clock("after page updates")?;
-    end_background(host, "updates").with_context(|| host.radclockd_log().unwrap_or_default())?;
+    end_background(&host, "updates").with_context(|| host.radclockd_log().unwrap_or_default())?;
     host.stop_radclockd("TERM")?;
     host.start_radclockd()?;
-    scene.ensure_clock("after the publisher")
+    scene.ensure_clock("after the publisher")?;
+    scene.end()
 }
 
 /// Starts a shell command in Dom0.
